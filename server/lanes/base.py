@@ -1,0 +1,48 @@
+"""The lane seam: where a batch runs. A lane holds one opened backend and runs one batch at a time.
+
+This file doesn't know how batches are chosen (engine) or what a request is. A lane is opened and closed off the loop; `submit` is
+called in the event loop, and so is the callback that ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from server.errors import TidegateError
+from server.tensors import Tensor, TensorSpec
+
+
+@dataclass(slots=True)
+class RunResult:
+    """One finished run: outputs by name, or the error. `started` and `finished` are time.monotonic around the backend's run."""
+
+    outputs: dict[str, Tensor]
+    started: float
+    finished: float
+    error: TidegateError | None = None
+
+
+OnResult: TypeAlias = Callable[[RunResult], None]
+
+
+class Lane(Protocol):
+    """`kind` is inline, thread or process. `inputs` and `outputs` are the opened backend's specs."""
+
+    kind: str
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The memory that input `name` of the next batch is gathered into: an array of `shape`, valid until that batch's result."""
+        ...
+
+    def submit(self, inputs: Mapping[str, Tensor], rows: int, on_result: OnResult) -> None:
+        """Run `rows` rows. `on_result` is called in the loop exactly once; an inline lane calls it before submit returns."""
+        ...
+
+    def close(self) -> None:
+        """Wait for the run in hand and give the backend back."""
+        ...

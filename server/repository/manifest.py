@@ -1,0 +1,120 @@
+"""manifest.json: what the exporter proved about a version, and what the server holds it to.
+
+One file a version, written by exporters.package and read by repository.loader. Unknown keys are refused, so that a newer exporter's
+claims are never half understood; `schema_version` says which this is. JSON Schema: docs/schemas/manifest.json (generated, tested).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.errors import ModelDefect
+from server.tensors import TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorEntry(_Part):
+    """An input or output. `shape` is whole, -1 where it varies; `batch_axis` null where the tensor isn't per row."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    batch_axis: int | None = 0
+    max_shape: tuple[int, ...] | None = None
+
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.datatype, self.shape, self.batch_axis, self.max_shape)
+
+
+class Parity(_Part):
+    """How far a variant is from PyTorch FP32 on held-out samples. `top1_upper95` is the upper 95 % bound of the disagreement."""
+
+    reference: str = "pytorch-fp32"
+    samples: int
+    batch_sizes: tuple[int, ...]
+    max_abs: float
+    mean_abs: float
+    cosine_min: float
+    tolerance: float
+    top1_disagreement: float | None = None
+    top1_upper95: float | None = None
+
+
+class Latency(_Part):
+    """Median seconds of a run by batch rows, as measured on `device`."""
+
+    device: str
+    runtime: str
+    threads: int
+    seconds: dict[int, float]
+
+
+class Variant(_Part):
+    """One precision on one backend. `file` lies beside the manifest; `optimization_level` also tells the backend how to load it."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int
+    precision: str
+    backend: str
+    target: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    opset: int
+    optimization_level: int = Field(ge=0, le=4)
+    nodes: dict[str, int]
+    operators: dict[str, int]
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    parity: Parity
+    latency: Latency | None = None
+
+
+class Source(_Part):
+    """Where the model came from. Hashes, not paths: a manifest travels."""
+
+    kind: str
+    factory: str
+    weights_sha256: str | None = None
+    code_sha256: str | None = None
+
+
+class Manifest(_Part):
+    """The whole file. `nodes` of a variant: counts as exported and after optimisation, by step."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    created: str
+    source: Source
+    tools: dict[str, str]
+    variants: tuple[Variant, ...] = Field(min_length=1)
+
+    def variant(self, precision: str) -> Variant | None:
+        """The variant of this precision, None where there's none."""
+        return next((v for v in self.variants if v.precision == precision), None)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path`. Raises ModelDefect that names the file, the key and what is wrong with it."""
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ModelDefect(f"{path}: can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ModelDefect(f"{path}: {where}: {first['msg']} (manifest schema version {SCHEMA_VERSION})") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file as hex, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

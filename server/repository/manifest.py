@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import ModelDefect
 from server.tensors import TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
+MAX_BYTES = 16 << 20
 MANIFEST_NAME = "manifest.json"
 
 
@@ -105,9 +106,14 @@ class Manifest(_Part):
 def read_manifest(path: Path) -> Manifest:
     """The manifest at `path`. Raises ModelDefect that names the file, the key and what is wrong with it."""
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ModelDefect(f"{path}: can't be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise ModelDefect(f"{path}: larger than {MAX_BYTES} bytes, which no manifest needs")
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"

@@ -2,7 +2,8 @@
 
     TidegateError
     ├── InvalidRequest            the client's request is wrong; sending it again won't help
-    │   └── BodyTooLarge          over a limit on size
+    │   ├── BodyTooLarge          over a limit on size
+    │   └── BodyTimeout           its bytes came too slowly
     ├── NotFound                  no such model, version, region or path
     ├── Unsupported               understood, and not something this server does
     ├── Unauthenticated           who are you
@@ -33,6 +34,10 @@ class InvalidRequest(TidegateError):
 
 class BodyTooLarge(InvalidRequest):
     reason = "too_large"
+
+
+class BodyTimeout(InvalidRequest):
+    reason = "body_timeout"
 
 
 class NotFound(TidegateError):

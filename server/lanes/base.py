@@ -43,6 +43,10 @@ class Lane(Protocol):
         """Run `rows` rows. `on_result` is called in the loop exactly once; an inline lane calls it before submit returns."""
         ...
 
+    def successor(self) -> Lane | None:
+        """The lane that takes this one's place from now on, None while it does well. Asked after each run."""
+        ...
+
     def close(self) -> None:
         """Wait for the run in hand and give the backend back."""
         ...

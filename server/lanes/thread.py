@@ -1,0 +1,52 @@
+"""The thread lane: a batch crosses to the lane's own thread once, and its completion crosses back to the loop once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from queue import SimpleQueue
+from threading import Thread
+from typing import TypeAlias
+
+from server.backends.base import Backend
+from server.lanes.base import OnResult
+from server.lanes.buffers import Buffers
+from server.lanes.run import timed_run
+from server.tensors import Tensor
+
+_Job: TypeAlias = tuple[Mapping[str, Tensor], int, OnResult]
+
+
+class ThreadLane:
+    kind = "thread"
+
+    def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
+        self.name = name
+        self.inputs, self.outputs = backend.inputs, backend.outputs
+        self._backend = backend
+        self._loop = loop
+        self._buffers = Buffers(backend.inputs)
+        self.buffer = self._buffers.view
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name=f"lane-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, inputs: Mapping[str, Tensor], rows: int, on_result: OnResult) -> None:
+        self._jobs.put((inputs, rows, on_result))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            inputs, rows, on_result = job
+            result = timed_run(self._backend, inputs, rows)
+            with contextlib.suppress(RuntimeError):  # the loop was closed while the last run lasted: nobody is left to tell
+                self._loop.call_soon_threadsafe(on_result, result)
+            del job, inputs, result, on_result  # hold no batch's memory while waiting for the next
+        self._backend.close()
+
+    def successor(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()

@@ -1,0 +1,58 @@
+"""The router says which version answers a request, and why. First cut: the version in the URL, else the highest that is ready."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from server.engine.engine import Engine
+from server.errors import ModelUnavailable, NotFound
+from server.metrics.recorder import Figures
+from server.router.table import ServedVersion, ServingTable
+
+
+class Route(NamedTuple):
+    """The engine that answers, its version and the reason: `version` (asked for) or `latest`."""
+
+    engine: Engine
+    version: str
+    reason: str
+
+
+class Router:
+    def __init__(self, table: ServingTable) -> None:
+        self._table = table
+
+    def route(self, model: str, version: str) -> Route:
+        """Who answers. Raises NotFound for an unknown name or version, ModelUnavailable with the reason where it can't serve."""
+        entry = self._table.version(model, version) if version else self._table.default(model)
+        if entry is not None and entry.engine is not None:
+            return Route(entry.engine, entry.version, "version" if version else "latest")
+        raise self._refusal(model, version, entry)
+
+    def figures(self, model: str, version: str) -> Figures | None:
+        """Where a request of this model and version is counted, None where it never reached a version."""
+        entry = self._table.version(model, version) if version else self._table.default(model)
+        return entry.engine.figures if entry is not None and entry.engine is not None else None
+
+    def entry(self, model: str, version: str) -> ServedVersion:
+        """The ready version that metadata is asked of. Raises as `route` does."""
+        entry = self._table.version(model, version) if version else self._table.default(model)
+        if entry is not None and entry.engine is not None:
+            return entry
+        raise self._refusal(model, version, entry)
+
+    def ready_versions(self, model: str) -> list[str]:
+        """The versions of a model that serve, lowest first."""
+        return sorted((entry.version for entry in self._table.versions(model) if entry.engine is not None), key=int)
+
+    def _refusal(self, model: str, version: str, entry: ServedVersion | None) -> NotFound | ModelUnavailable:
+        known = self._table.versions(model)
+        if not known:
+            return NotFound(f"Request for unknown model: '{model}' is not found")
+        if version and entry is None:
+            return NotFound(f"Request for unknown model: '{model}' version {version} is not found")
+        entry = entry or known[-1]
+        return ModelUnavailable(
+            f"Request for unknown model: '{model}' version {entry.version} is not at ready state: {entry.state}"
+            + (f" ({entry.reason})" if entry.reason else "")
+        )

@@ -1,0 +1,82 @@
+"""What is served: public name → version → its state and, when ready, its engine. The control plane writes it, everyone else reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from server.engine.engine import Engine
+from server.repository.manifest import Manifest
+
+
+class State(StrEnum):
+    """As the repository index names them."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNLOADING = "UNLOADING"
+
+
+@dataclass(slots=True)
+class ServedVersion:
+    """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why."""
+
+    model: str
+    version: str
+    state: State
+    reason: str = ""
+    engine: Engine | None = None
+    manifest: Manifest | None = None
+    platform: str = ""
+    lanes: str = ""
+
+
+class ServingTable:
+    """Versions by model name. `default` answers for a name alone: the highest version that is ready."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, dict[str, ServedVersion]] = {}
+        self._default: dict[str, ServedVersion] = {}
+
+    def __iter__(self) -> Iterator[ServedVersion]:
+        for name in sorted(self._models):
+            versions = self._models[name]
+            yield from (versions[number] for number in sorted(versions, key=_ordinal))
+
+    def names(self) -> list[str]:
+        return sorted(self._models)
+
+    def put(self, entry: ServedVersion) -> None:
+        """Add or replace a version."""
+        self._models.setdefault(entry.model, {})[entry.version] = entry
+        self._choose(entry.model)
+
+    def remove(self, model: str, version: str) -> None:
+        """Forget a version, and the name with its last one."""
+        versions = self._models.get(model, {})
+        versions.pop(version, None)
+        if not versions:
+            self._models.pop(model, None)
+        self._choose(model)
+
+    def _choose(self, model: str) -> None:
+        ready = [entry for entry in self.versions(model) if entry.state is State.READY]
+        if ready:
+            self._default[model] = max(ready, key=lambda entry: _ordinal(entry.version))
+        else:
+            self._default.pop(model, None)
+
+    def default(self, model: str) -> ServedVersion | None:
+        return self._default.get(model)
+
+    def version(self, model: str, version: str) -> ServedVersion | None:
+        return self._models.get(model, {}).get(version)
+
+    def versions(self, model: str) -> list[ServedVersion]:
+        return list(self._models.get(model, {}).values())
+
+
+def _ordinal(version: str) -> int:
+    return int(version) if version.isdecimal() else -1

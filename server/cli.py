@@ -1,0 +1,63 @@
+"""`tidegate serve`: flags and file → settings → App, signals and the ready line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from server.app import App
+from server.backends.registry import require_runtime
+from server.config import Settings, load_settings
+
+app = typer.Typer(help="Serve a model repository over HTTP (Open Inference Protocol).", add_completion=False)
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path | None, typer.Option(help="Folder with the models: NAME/VERSION/model.onnx.")] = None,
+    config: Annotated[Path | None, typer.Option(help="server.yaml; a flag wins over TIDEGATE_*, which wins over the file.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="HTTP port; 0 for any free one.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 for any free one.")] = None,
+    model_control: Annotated[str | None, typer.Option(help="none: what the repository holds at the start is served.")] = None,
+) -> None:
+    """Serve every model in the repository. Prints one line of JSON on stdout when ready; logs go to stderr."""
+    flags = {
+        "repository": repository,
+        "host": host,
+        "http_port": http_port,
+        "metrics_port": metrics_port,
+        "model_control": model_control,
+    }
+    settings = load_settings(config, flags)
+    require_runtime()
+    uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    server = App(settings)
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            server.hurry()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    starting = asyncio.ensure_future(server.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        typer.echo(server.ready_line())
+    await stopping
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await server.stop()

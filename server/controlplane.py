@@ -1,0 +1,125 @@
+"""Loads and unloads model versions and says what is there. Loads run one at a time in a thread of their own; serving goes on beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from server.config import Settings
+from server.engine.batcher import Batcher, preferred_rows
+from server.engine.engine import Engine
+from server.errors import ModelDefect
+from server.lanes.opening import LanePlan, Opened, open_lanes
+from server.logs import Journal
+from server.messages import ModelKey
+from server.metrics.recorder import Recorder
+from server.repository.loader import Loadable, describe
+from server.repository.store import Entry, Store
+from server.router.table import ServedVersion, ServingTable, State
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """A line of the repository index."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+class ControlPlane:
+    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal) -> None:
+        self._settings = settings
+        self._store = store
+        self._table = table
+        self._recorder = recorder
+        self._journal = journal
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self.loaded = False
+
+    async def load_all(self) -> None:
+        """Load every version that the repository offers. A model that can't be served is listed with its reason; the others serve."""
+        loop = asyncio.get_running_loop()
+        listing = await loop.run_in_executor(self._loader, self._store.scan)
+        for problem in listing.problems:
+            self._unavailable(problem.name, problem.version, problem.reason)
+        for entry in listing.entries:
+            for version in entry.versions:
+                self._table.put(ServedVersion(entry.name, version, State.LOADING))
+        for entry in listing.entries:
+            for version in entry.versions:
+                await self._load(entry, version)
+        self.loaded = True
+
+    async def _load(self, entry: Entry, version: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            loadable, opened = await loop.run_in_executor(self._loader, self._open, entry, version, loop)
+        except ModelDefect as error:
+            self._unavailable(entry.name, version, str(error))
+            return
+        served = self._serve(loadable, opened)
+        self._table.put(served)
+        self._journal.lifecycle("model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason)
+
+    def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> tuple[Loadable, Opened]:
+        loadable = describe(entry, version, self._settings)
+        lanes, batching = loadable.config.lanes, loadable.config.batching
+        rows = loadable.config.warmup.rows or (1, 4, 16, batching.max_rows)
+        plan = LanePlan(
+            kind=lanes.kind,
+            count=lanes.count,
+            threads=lanes.threads or self._settings.lanes.threads,
+            rows=tuple(sorted({row for row in rows if row <= batching.max_rows})),
+            trust_batch_axis=loadable.trust_batch_axis,
+        )
+        return loadable, open_lanes(loadable.spec, plan, loop)
+
+    def _serve(self, loadable: Loadable, opened: Opened) -> ServedVersion:
+        spec, config, warmup = loadable.spec, loadable.config, opened.warmup
+        key = ModelKey(spec.model, spec.version, spec.precision)
+        batcher = Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
+        figures = self._recorder.figures(key)
+        engine = Engine(key, opened.lanes, batcher, figures, max_queue_rows=config.queue.max_rows, batched=warmup.batched)
+        labels = {"model": key.name, "version": key.version}
+        self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
+        self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
+        why = "" if warmup.batched else f"served unbatched: {warmup.why}"
+        return ServedVersion(
+            key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why
+        )
+
+    def _unavailable(self, name: str, version: str, reason: str) -> None:
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))
+        self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
+
+    def index(self, only_ready: bool = False) -> list[IndexRow]:
+        """What the repository holds and how each version is."""
+        rows = (IndexRow(entry.model, entry.version, entry.state, entry.reason) for entry in self._table)
+        return [row for row in rows if not only_ready or row.state == State.READY]
+
+    def ready(self) -> bool:
+        """Whether the server may be sent requests, as `ready_when` has it: all models, any, or those named."""
+        if not self.loaded:
+            return False
+        rule = self._settings.ready_when
+        if rule == "any":
+            return any(self._table.default(name) for name in self._table.names()) or not self._table.names()
+        names = self._table.names() if rule == "all" else list(rule)
+        return all(self._table.default(name) is not None for name in names)
+
+    async def drain(self) -> None:
+        """Wait until every engine has answered all that it took."""
+        await asyncio.gather(*(entry.engine.drain() for entry in self._table if entry.engine is not None))
+
+    async def close(self) -> None:
+        """Give every lane back."""
+        loop = asyncio.get_running_loop()
+        for entry in self._table:
+            if entry.engine is not None:
+                entry.engine.abandon()
+                await loop.run_in_executor(self._loader, entry.engine.close)
+                entry.engine = None
+        self._loader.shutdown()

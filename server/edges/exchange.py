@@ -1,0 +1,260 @@
+"""One request and its answer on an HTTP connection. A hot exchange is an inference; a cold one is anything else and belongs to uvicorn.
+
+A hot exchange collects headers and body, has them decoded, submits, and has the answer encoded: what a request means is decided
+elsewhere. It knows its connection only to say that it has an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from server.edges.body import Body, Bytes, bad_head_length
+from server.edges.http_errors import error_response
+from server.edges.infer_edge import InferEdge, Target
+from server.errors import BodyTooLarge, Cancelled, TidegateError
+from server.gate import ANONYMOUS, Operation
+from server.messages import CancelHandle, InferRequest, InferResponse, Layout, Principal, TraceContext
+from server.protocol import json_codec
+from server.protocol.inflate import accepted, deflate
+from server.protocol.reply import Reply
+
+WANTED = frozenset(
+    (
+        *(b"inference-header-content-length", b"content-length", b"content-encoding", b"accept-encoding"),
+        *(b"authorization", b"traceparent", b"expect"),
+    )
+)
+WORTH_DEFLATING = 1024  # answer bytes under which compression gains nothing
+DEFLATE_INLINE = 8 * 1024  # answer bytes that are compressed in the loop, more in a thread
+JSON_OUT_OFFLOAD = 64 * 1024  # tensor bytes whose JSON is written by the helper process
+NO_LAYOUT = Layout(())
+
+_BINARY_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n%s\r\n"
+_JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n"
+
+
+class Connection(Protocol):
+    """What an exchange asks of its connection."""
+
+    def answered(self, exchange: HotExchange) -> None: ...
+
+
+class ColdExchange:
+    """A request that uvicorn runs through ASGI as `cycle`; `start` begins it, at the head of the connection's queue."""
+
+    __slots__ = ("cycle", "start", "started")
+
+    def __init__(self, cycle: RequestResponseCycle, start: Callable[[], None]) -> None:
+        self.cycle = cycle
+        self.start = start
+        self.started = False
+
+
+class HotExchange:
+    """One inference request. `parts` is its answer once there is one; `close` says that the connection ends with it."""
+
+    __slots__ = (
+        *("connection", "edge", "target", "fields", "body", "parts", "answer_bytes", "close", "expects_continue"),
+        *("_received", "_reply", "_request", "_handle"),
+    )
+
+    def __init__(self, connection: Connection, edge: InferEdge, target: Target) -> None:
+        self.connection: Connection | None = connection
+        self.edge = edge
+        self.target = target
+        self.fields: dict[bytes, bytes] = {}
+        self.body = Body(edge)
+        self.parts: list[Bytes] | None = None
+        self.answer_bytes = 0
+        self.close = False
+        self.expects_continue = False
+        self._received = 0.0
+        self._reply: Reply | None = None
+        self._request: InferRequest | None = None
+        self._handle: CancelHandle | None = None  # whatever works for this exchange now and can be told to stop
+
+    # Receiving
+
+    def begin(self) -> None:
+        """All headers are there: refuse what can't be served before its body comes."""
+        expects = b"expect" in self.fields and self.fields[b"expect"].lower() == b"100-continue"
+        try:
+            self.body.begin(self.fields)
+            self.expects_continue = expects
+        except TidegateError as error:
+            self.close = self.close or expects  # the client may or may not send the body now: nothing after it could be told apart
+            self.fail(error)
+
+    def receive(self, chunk: bytes) -> bool:
+        """A piece of the body; dropped where the request was refused. False where reading should pause."""
+        if self.parts is not None:
+            return True
+        try:
+            return self.body.add(chunk)
+        except TidegateError as error:
+            self.fail(error)
+            return True
+
+    def complete(self) -> None:
+        """The body is whole: decode and submit it."""
+        self._received = monotonic()
+        if self.parts is None:
+            self.body.finish(self._whole)
+
+    # Asking
+
+    def _whole(self, body: Bytes | TidegateError) -> None:
+        if self.connection is None or self.parts is not None:
+            return
+        if isinstance(body, TidegateError):
+            self.fail(body)
+            return
+        try:
+            decoded = self._decode(body)
+        except TidegateError as error:
+            self.fail(error)
+            return
+        if decoded is not None:
+            self._submit(*decoded)
+
+    def _decode(self, body: Bytes) -> tuple[InferRequest, Reply] | None:
+        """The request, or None where the helper process decodes it."""
+        edge, (model, version), head_length = self.edge, self.target, self.body.head_length
+        if head_length < 0 or head_length == len(body) > 0:
+            sink = self.body.offloaded(body)
+            if sink is None:
+                return json_codec.decode(body, model, version)
+            self._handle = edge.json_worker.decode(sink, model, version, self._offloaded)
+            return None
+        if head_length > len(body):
+            raise bad_head_length(str(head_length), len(body))
+        if head_length > edge.limits.json_offload:
+            raise BodyTooLarge(
+                f"the JSON head of a binary request takes at most {edge.limits.json_offload} bytes (limits.json_offload), got {head_length}"
+            )
+        return edge.decoder.decode(body, head_length, model, version)
+
+    def _offloaded(self, result: tuple[InferRequest, Reply] | TidegateError) -> None:
+        self._handle = None
+        if self.connection is None:
+            return
+        if isinstance(result, TidegateError):
+            self.fail(result)
+        else:
+            self._submit(*result)
+
+    def _submit(self, request: InferRequest, reply: Reply) -> None:
+        fields, edge = self.fields, self.edge
+        self._request, self._reply = request, reply
+        request.received = self._received
+        try:
+            request.principal = self._principal()
+            edge.gate.check(request.principal, Operation.INFER)
+        except TidegateError as error:
+            self.fail(error)
+            return
+        if b"traceparent" in fields:
+            request.trace = TraceContext(fields[b"traceparent"].decode("latin-1"))
+        request.decode_seconds = monotonic() - self._received
+        handle = edge.dataplane.infer(request, self._respond)
+        if self.parts is None:
+            self._handle = handle
+
+    def _principal(self) -> Principal:
+        if b"authorization" not in self.fields:
+            return ANONYMOUS
+        return self.edge.gate.principal(self.fields[b"authorization"].decode("latin-1"))
+
+    # Answering
+
+    def _respond(self, response: InferResponse, final: bool) -> None:
+        reply = self._reply
+        if self.connection is None or reply is None:
+            return
+        begun = monotonic()
+        if response.error is not None:
+            self._done(response, [error_response(response.error)], begun)
+            return
+        try:
+            if reply.json_bytes(response) > JSON_OUT_OFFLOAD:
+                self._handle = self.edge.json_worker.encode(response, reply, lambda text: self._written(response, text, begun))
+                return
+            encoded = self.edge.encoder.encode(response, reply)
+        except TidegateError as error:
+            self._broken(response, error, begun)
+            return
+        self._send(response, len(encoded.head) if encoded.binary else -1, [encoded.head, *encoded.blobs], encoded.size, begun)
+
+    def _written(self, response: InferResponse, text: Bytes | TidegateError, begun: float) -> None:
+        """The helper process has written the answer's JSON."""
+        if self.connection is None:
+            return
+        if isinstance(text, TidegateError):
+            self._broken(response, text, begun)
+        else:
+            self._send(response, -1, [text], len(text), begun)
+
+    def _broken(self, response: InferResponse, error: TidegateError, begun: float) -> None:
+        response.error = error
+        self._done(response, [error_response(error)], begun)
+
+    def _send(self, response: InferResponse, head_length: int, parts: list[Bytes], size: int, begun: float) -> None:
+        wish = self.fields.get(b"accept-encoding")
+        if wish is None or size < WORTH_DEFLATING or (encoding := accepted(wish.decode("latin-1"))) == "identity":
+            self._done(response, [_head(head_length, size, b""), *parts], begun)
+            return
+
+        def finish(body: bytes) -> None:
+            if self.connection is not None:
+                self._done(response, [_head(head_length, len(body), b"content-encoding: %s\r\n" % encoding.encode()), body], begun)
+
+        if size <= DEFLATE_INLINE:
+            finish(deflate(encoding, parts))
+        else:
+            self.edge.loop.run_in_executor(None, deflate, encoding, parts).add_done_callback(lambda done: finish(done.result()))
+
+    def _done(self, response: InferResponse, parts: list[Bytes], begun: float) -> None:
+        self.parts = parts
+        self.answer_bytes = sum(map(len, parts))
+        request, connection = self._request, self.connection
+        if request is not None:
+            self.edge.dataplane.done(request, response, monotonic() - begun)
+        self._forget()
+        if connection is not None:
+            connection.answered(self)
+
+    def fail(self, error: TidegateError, status: int | None = None) -> None:
+        """Answer with an error that arose in the edge itself; `status` overrides the table's."""
+        if self.parts is None:
+            if self._request is None:
+                model, version = self.target
+                self._request = InferRequest(model, {}, NO_LAYOUT, version, received=self._received or monotonic())
+            self._done(self._failure(error), [error_response(error, status)], monotonic())
+
+    def abandon(self) -> None:
+        """The client is gone: fall out of the queue, drop what was held."""
+        self.connection = None
+        if self._handle is not None:
+            self._handle.cancel()
+        if self._request is not None and self.parts is None:
+            self.edge.dataplane.done(self._request, self._failure(Cancelled("the client closed the connection")), 0.0)
+        self._forget()
+
+    def _failure(self, error: TidegateError) -> InferResponse:
+        assert self._request is not None
+        return InferResponse(self._request.model, self._request.version, self._request.id, error=error)
+
+    def _forget(self) -> None:
+        """Give back what only an unanswered request needs."""
+        self._request = self._handle = self._reply = None
+        self.body.release()
+
+
+def _head(head_length: int, size: int, more: bytes) -> bytes:
+    if head_length < 0:
+        return _JSON_HEAD % (size, more)
+    return _BINARY_HEAD % (head_length, size, more)

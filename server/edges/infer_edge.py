@@ -1,0 +1,105 @@
+"""What all HTTP connections share: the door for inference, the codecs, the gate, the limits, and the bytes in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from server.dataplane import DataPlane
+from server.edges.json_worker import JsonWorker
+from server.gate import Gate
+from server.protocol.binary_codec import BinaryDecoder
+from server.protocol.encode import Encoder
+
+KNOWN_TARGETS = 1024
+_INFER_URL = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?")
+
+
+class Target(NamedTuple):
+    """Whom an inference URL names; `version` is empty where the router chooses."""
+
+    model: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """Bounds of the HTTP edge; sizes in bytes, times in seconds. `min_rate` is the bytes/s under which a body is too slow."""
+
+    max_body: int
+    max_json_body: int
+    json_offload: int
+    inflight_bytes: int
+    body_timeout: float
+    keep_alive: float
+    pipeline_depth: int
+    pipeline_bytes: int
+    max_header_bytes: int
+    min_rate: float = 256 * 1024
+
+
+class Inflight:
+    """Bytes of requests that are held in memory, over all connections. Over the limit, reads pause until some are answered."""
+
+    __slots__ = ("_waiting", "limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._waiting: list[Callable[[], None]] = []
+
+    def take(self, count: int) -> bool:
+        """Count `count` bytes; False where the limit is passed and reading should pause."""
+        self.used += count
+        return self.used <= self.limit
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once there's room again."""
+        self._waiting.append(resume)
+
+    def give(self, count: int) -> None:
+        self.used -= count
+        if self._waiting and self.used <= self.limit:
+            waiting, self._waiting = self._waiting, []
+            for resume in waiting:
+                resume()
+
+
+@dataclass(slots=True)
+class InferEdge:
+    """The shared parts, handed to each connection."""
+
+    dataplane: DataPlane
+    gate: Gate
+    limits: EdgeLimits
+    loop: asyncio.AbstractEventLoop
+    json_worker: JsonWorker
+    decoder: BinaryDecoder = field(default_factory=BinaryDecoder)
+    encoder: Encoder = field(default_factory=Encoder)
+    inflight: Inflight = field(init=False)
+    _targets: dict[bytes, Target | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.inflight = Inflight(self.limits.inflight_bytes)
+
+    def target(self, url: bytes) -> Target | None:
+        """The model that an inference URL names, None for any other URL. Remembered: clients ask the same few."""
+        try:
+            return self._targets[url]
+        except KeyError:
+            if len(self._targets) >= KNOWN_TARGETS:
+                self._targets.clear()
+            found = self._targets[url] = _parse_target(url)
+            return found
+
+
+def _parse_target(url: bytes) -> Target | None:
+    match = _INFER_URL.fullmatch(url)
+    if match is None:
+        return None
+    model, version = (unquote_to_bytes(part or b"").decode("utf-8", "replace") for part in match.groups())
+    return Target(model, version)

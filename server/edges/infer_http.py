@@ -1,0 +1,365 @@
+"""The HTTP hot path: uvicorn's httptools protocol that answers POST …/infer in the parser's callbacks, without ASGI, task or future.
+
+Any other request goes on to uvicorn and the ASGI app. One queue per connection holds hot and cold exchanges in the order they came and
+answers leave in that order; a cold one starts only at the queue's head. The rules of a connection:
+
+- reading pauses while too many answers are owed, the client doesn't read, or too many bytes are in flight over all connections;
+- time-outs are judged by `tick`, called about once a second for every connection: no timer is armed per request;
+- while the server drains, the last answer owed says `connection: close`; the socket is then half-closed and what still comes is
+  read and dropped for a moment, because closing with unread bytes would reset the connection and could destroy that answer.
+
+Of uvicorn 0.54's internals it uses: cycle, flow, pipeline (never filled), server_state, _start_asgi_task, on_response_complete,
+send_400_response. A test asserts each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from server.edges.exchange import WANTED, ColdExchange, HotExchange
+from server.edges.infer_edge import InferEdge, Target
+from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, TidegateError
+
+SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
+LINGER = 1.0  # seconds of reading and dropping after the last answer of a connection
+DROPPED_BODIES = 2  # times limits.max_body that are read and dropped after a refusal, so that the client sees its answer
+INFLIGHT_PATIENCE = 5.0  # seconds that a body may wait for room among the bytes in flight
+CLOSE = b"connection: close\r\n\r\n"
+
+
+class Flow(FlowControl):
+    """Reading pauses while anyone holds it. uvicorn's own pause and resume are the holder `cold`."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._holders: set[str] = set()
+
+    def hold(self, holder: str) -> None:
+        if not self._holders:
+            super().pause_reading()
+        self._holders.add(holder)
+
+    def release(self, holder: str) -> None:
+        if holder in self._holders:
+            self._holders.discard(holder)
+            if not self._holders and not self._transport.is_closing():
+                super().resume_reading()
+
+    def release_all(self) -> None:
+        for holder in tuple(self._holders):
+            self.release(holder)
+
+    def held_by(self, holder: str) -> bool:
+        return holder in self._holders
+
+    def pause_reading(self) -> None:
+        self.hold("cold")
+
+    def resume_reading(self) -> None:
+        self.release("cold")
+
+
+class InferProtocol(HttpToolsProtocol):
+    """One connection. `edge` is shared by all of them."""
+
+    flow: Flow
+
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], edge: InferEdge) -> None:
+        super().__init__(config, server_state, app_state, edge.loop)
+        self._edge = edge
+        self._queue: deque[HotExchange | ColdExchange] = deque()
+        self._message: HotExchange | None = None  # the hot message that is being received
+        self._decided = True  # whether the message that is being received is known to be hot or cold
+        self._receiving = False  # inside a message
+        self._in_headers = False
+        self._header_bytes = 0
+        self._body_bytes = 0
+        self._since = 0.0  # when the message that is being received began
+        self._active = monotonic()  # when bytes last came or an answer last left
+        self._stalled = 0.0  # since when the client has not read its answers
+        self._owed = 0  # bytes of answers that wait for their turn
+        self._closing = False  # the server drains
+        self._deaf = 0.0  # since when what comes is dropped: 0 while we listen
+
+    # The transport's callbacks
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = Flow(transport)
+        if self._closing:
+            transport.close()  # accepted by the kernel just before the listener closed
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._message = None
+        for exchange in self._queue:
+            if isinstance(exchange, HotExchange):
+                exchange.abandon()
+            else:
+                exchange.cycle.disconnected = True
+                exchange.cycle.message_event.set()
+        self._queue.clear()
+        self._receiving = False
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._active = monotonic()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(InvalidRequest("protocol upgrades aren't supported here"))
+        except httptools.HttpParserError as error:
+            self._malformed(error)
+        if self._in_headers and self._receiving:
+            self._header_bytes += len(data)
+            if self._header_bytes > self._edge.limits.max_header_bytes:
+                self._refuse(BodyTooLarge(f"request headers take at most {self._edge.limits.max_header_bytes} bytes"), 431)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = monotonic()
+        self.flow.hold("write")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stalled = 0.0
+        self.flow.release("write")
+
+    # The parser's callbacks
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self._decided = False
+        self._receiving = self._in_headers = True
+        self._header_bytes = self._body_bytes = 0
+        self._since = self._active
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._decided:
+            self._decide()
+        if self._message is None:
+            if not self._deaf:
+                super().on_header(name, value)
+        elif (key := name.lower()) in WANTED:
+            self._message.fields[key] = value
+
+    def on_headers_complete(self) -> None:
+        if not self._decided:
+            self._decide()
+        self._in_headers = False
+        if self._deaf:
+            return
+        message = self._message
+        if message is None:
+            self.cycle = None  # type: ignore[assignment] # so that uvicorn starts it, which _start_asgi_task defers to its turn
+            super().on_headers_complete()
+            return
+        message.close = not self.parser.should_keep_alive()
+        self._queue.append(message)
+        message.begin()
+        if message.expects_continue and self._queue[0] is message:
+            self._flush()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        message = self._message
+        if message is None:
+            if not self._deaf:
+                super().on_body(body)
+        elif not message.receive(body):
+            self.flow.hold("inflight")
+            self._edge.inflight.wait(partial(self.flow.release, "inflight"))
+        elif message.parts is not None and self._body_bytes > DROPPED_BODIES * self._edge.limits.max_body:
+            self._end()
+
+    def on_message_complete(self) -> None:
+        self._receiving = False
+        message = self._message
+        if message is None:
+            if not self._deaf:
+                super().on_message_complete()
+                if not self.parser.should_keep_alive():
+                    self._deaf = self._active
+            return
+        self._message = None
+        message.complete()
+        if message.close:
+            self._deaf = self._active
+        if len(self._queue) >= self._edge.limits.pipeline_depth:
+            self.flow.hold("depth")
+
+    def _decide(self) -> None:
+        """Hot or cold: the whole URL has come."""
+        self._decided = True
+        if self._deaf:
+            return
+        target = self._edge.target(self.url)
+        if target is not None and self.parser.get_method() == b"POST":
+            self._message = HotExchange(self, self._edge, target)
+        else:
+            url = self.url
+            super().on_message_begin()
+            super().on_url(url)
+
+    # Cold exchanges
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        exchange = ColdExchange(cycle, partial(super()._start_asgi_task, cycle, app))
+        self._queue.append(exchange)
+        if self._queue[0] is exchange:
+            self._start_cold(exchange)
+
+    def _start_cold(self, exchange: ColdExchange) -> None:
+        if not exchange.started:
+            exchange.started = True
+            exchange.start()
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._active = monotonic()
+        if self._queue:
+            self._queue.popleft()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._flush()
+
+    # Answers
+
+    def answered(self, exchange: HotExchange) -> None:
+        """An exchange has its answer: it leaves when all before it have left."""
+        if self._queue and self._queue[0] is exchange:
+            self._flush()
+            return
+        self._owed += exchange.answer_bytes
+        if self._owed > self._edge.limits.pipeline_bytes:
+            self.flow.hold("owed")
+
+    def _flush(self) -> None:
+        queue = self._queue
+        while queue:
+            head = queue[0]
+            if isinstance(head, ColdExchange):
+                self._start_cold(head)
+                return
+            if head.parts is None:
+                if head.expects_continue:
+                    head.expects_continue = False
+                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                return
+            queue.popleft()
+            self._write(head)
+            if head.close:
+                self._end()
+                return
+        self._active = monotonic()
+        self._owed = 0
+        self.flow.release("owed")
+        self.flow.release("depth")
+        if self._closing and not self._receiving:
+            self._end()
+
+    def _write(self, exchange: HotExchange) -> None:
+        self.server_state.total_requests += 1
+        parts = exchange.parts
+        assert parts is not None
+        last = exchange.close or (self._closing and not self._queue and not self._receiving)
+        if last:
+            exchange.close = True
+            parts[0] = bytes(parts[0]).replace(b"\r\n\r\n", b"\r\n" + CLOSE, 1)
+        if len(parts) == 1:
+            self.transport.write(parts[0])
+        elif exchange.answer_bytes <= SMALL_WRITE:
+            self.transport.write(b"".join(parts))
+        else:
+            self.transport.writelines(parts)
+
+    # Ends
+
+    def _malformed(self, error: httptools.HttpParserError) -> None:
+        if isinstance(error, httptools.HttpParserCallbackError):
+            cause = error.__context__ or error
+            self.loop.call_exception_handler({"message": "a connection's callback failed", "exception": cause})
+        self._refuse(InvalidRequest(f"invalid HTTP request: {error}"))
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(InvalidRequest(msg))
+
+    def _refuse(self, error: TidegateError, status: int | None = None) -> None:
+        """The bytes make no sense from here on: answer what is owed, then this error, then close."""
+        if self._deaf or self.transport.is_closing():
+            return
+        self._deaf = monotonic()
+        message, self._message = self._message, None
+        in_body = self._receiving and not self._in_headers
+        self._receiving = self._in_headers = False
+        if in_body and message is None:
+            self.transport.close()  # a cold request lost in the middle of its body: uvicorn is told by the disconnect
+        elif in_body and message is not None:
+            message.close = True
+            if message.parts is None:
+                message.fail(error)
+            elif message not in self._queue:
+                self._end()
+        else:
+            ending = HotExchange(self, self._edge, Target("", ""))
+            ending.close = True
+            self._queue.append(ending)
+            ending.fail(error, status)
+
+    def _end(self) -> None:
+        """The last answer has been written: half-close and linger, or close where the transport can't half-close (TLS)."""
+        self._deaf = monotonic()
+        for exchange in self._queue:
+            if isinstance(exchange, HotExchange):
+                exchange.abandon()
+        self._queue.clear()
+        if self.transport.is_closing():
+            return
+        if self.transport.can_write_eof():
+            self.flow.release_all()
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def shutdown_on_connect(self) -> None:
+        """The server drains already: close as soon as there's a transport."""
+        self._closing = True
+
+    def shutdown(self) -> None:
+        """The server drains: finish what has begun, accept nothing new."""
+        self._closing = True
+        if not self._queue and not self._receiving:
+            self.transport.close()
+
+    def tick(self, now: float) -> None:
+        """Judge this connection's time-outs."""
+        limits = self._edge.limits
+        if self.transport.is_closing():
+            return
+        if self._deaf and not self._queue:
+            if now - self._deaf > LINGER:
+                self.transport.close()
+        elif self._stalled and now - self._stalled > limits.body_timeout:
+            self.transport.abort()
+        elif self._receiving and self.flow.held_by("inflight"):
+            if now - self._active > INFLIGHT_PATIENCE:
+                self._refuse(Overloaded("too many bytes of requests are in flight", "limits.inflight_bytes"))
+        elif self._receiving and not self.flow.read_paused:
+            if now - self._since > limits.body_timeout + self._body_bytes / limits.min_rate:
+                self._refuse(BodyTimeout(f"the request took longer than {limits.body_timeout:g} s to arrive (limits.body_timeout)"))
+        elif not self._receiving and not self._queue and now - self._active > limits.keep_alive:
+            self.transport.close()

@@ -1,4 +1,7 @@
-"""Loads and unloads model versions and says what is there. Loads run one at a time in a thread of their own; serving goes on beside them."""
+"""Loads and unloads model versions and says what is there.
+
+Loads run one at a time in a thread of their own; serving goes on beside them.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ class ControlPlane:
             return
         served = self._serve(loadable, opened)
         self._table.put(served)
-        self._journal.lifecycle("model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason)
+        self._journal.lifecycle(
+            "model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason
+        )
 
     def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> tuple[Loadable, Opened]:
         loadable = describe(entry, version, self._settings)
@@ -80,16 +85,16 @@ class ControlPlane:
     def _serve(self, loadable: Loadable, opened: Opened) -> ServedVersion:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
-        batcher = Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
+        batcher = (
+            Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
+        )
         figures = self._recorder.figures(key)
         engine = Engine(key, opened.lanes, batcher, figures, max_queue_rows=config.queue.max_rows, batched=warmup.batched)
         labels = {"model": key.name, "version": key.version}
         self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
         why = "" if warmup.batched else f"served unbatched: {warmup.why}"
-        return ServedVersion(
-            key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why
-        )
+        return ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))

@@ -1,22 +1,22 @@
 """The error tree: what can go wrong, in the domain's words. It knows no HTTP and no gRPC; each edge has one table to its codes.
 
-    TidegateError
-    ├── InvalidRequest            the client's request is wrong; sending it again won't help
-    │   ├── BodyTooLarge          over a limit on size
-    │   └── BodyTimeout           its bytes came too slowly
-    ├── NotFound                  no such model, version, region or path
-    ├── Unsupported               understood, and not something this server does
-    ├── Unauthenticated           who are you
-    ├── Denied                    we know who you are, and no
-    ├── Unavailable               not now: worth trying again
-    │   ├── Overloaded            a limit is reached (names it, says when to come back)
-    │   ├── DeadlineExceeded      the answer would come too late
-    │   ├── ModelUnavailable      the model isn't ready, with the reason
-    │   └── Draining              the server is going down
-    ├── Cancelled                 the client went away
-    ├── BackendFailure            the model's run failed
-    ├── ModelDefect               a repository entry that can't be served, with the reason
-    └── ConfigError               a setting that can't be used, with file and line
+TidegateError
+├── InvalidRequest            the client's request is wrong; sending it again won't help
+│   ├── BodyTooLarge          over a limit on size
+│   └── BodyTimeout           its bytes came too slowly
+├── NotFound                  no such model, version, region or path
+├── Unsupported               understood, and not something this server does
+├── Unauthenticated           who are you
+├── Denied                    we know who you are, and no
+├── Unavailable               not now: worth trying again
+│   ├── Overloaded            a limit is reached (names it, says when to come back)
+│   ├── DeadlineExceeded      the answer would come too late
+│   ├── ModelUnavailable      the model isn't ready, with the reason
+│   └── Draining              the server is going down
+├── Cancelled                 the client went away
+├── BackendFailure            the model's run failed
+├── ModelDefect               a repository entry that can't be served, with the reason
+└── ConfigError               a setting that can't be used, with file and line
 """
 
 from __future__ import annotations

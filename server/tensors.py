@@ -32,7 +32,7 @@ class DType:
 
 def _dtype(name: str, numpy: Any, config: str, onnx: str) -> DType:
     kind = np.dtype(numpy)
-    return DType(name, kind, 0 if kind == object else kind.itemsize, config, onnx)
+    return DType(name, kind, 0 if kind.hasobject else kind.itemsize, config, onnx)
 
 
 DTYPES: Mapping[str, DType] = {

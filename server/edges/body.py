@@ -71,7 +71,8 @@ class Body:
         limit = self._edge.limits.max_json_body
         if size > limit:
             raise BodyTooLarge(
-                f"a JSON body takes at most {limit} bytes (limits.max_json_body), got {size}; send large tensors by the binary tensor extension"
+                f"a JSON body takes at most {limit} bytes (limits.max_json_body), got {size}; "
+                "send large tensors by the binary tensor extension"
             )
 
     def add(self, chunk: bytes) -> bool:

@@ -33,7 +33,9 @@ DEFLATE_INLINE = 8 * 1024  # answer bytes that are compressed in the loop, more 
 JSON_OUT_OFFLOAD = 64 * 1024  # tensor bytes whose JSON is written by the helper process
 NO_LAYOUT = Layout(())
 
-_BINARY_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n%s\r\n"
+_BINARY_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n%s\r\n"
+)
 _JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n"
 
 

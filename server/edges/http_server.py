@@ -63,11 +63,17 @@ class HttpServer:
         loop = self._edge.loop
         try:
             self._server = await loop.create_server(
-                self._connection, self._settings.host, self._settings.http_port, ssl=self._config.ssl, backlog=self._config.backlog
+                self._connection,
+                self._settings.host,
+                self._settings.http_port,
+                ssl=self._config.ssl,
+                backlog=self._config.backlog,
             )
         except (OSError, OverflowError) as error:
             address = f"{self._settings.host}:{self._settings.http_port}"
-            raise ConfigError(f"can't listen on {address}: {error}. Choose another with --host and --http-port (0 for any free one)") from error
+            raise ConfigError(
+                f"can't listen on {address}: {error}. Choose another with --host and --http-port (0 for any free one)"
+            ) from error
         self.port = self._server.sockets[0].getsockname()[1]
         for listener in self._server.sockets:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,7 @@
-"""The cold HTTP edge: health, metadata and the repository index by FastAPI. It decides nothing; …/infer is described here and answered by infer_http."""
+"""The cold HTTP edge: health, metadata and the repository index by FastAPI. It decides nothing.
+
+…/infer is described here, for the document, and answered by infer_http.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from server.router.router import Router
 from server.tensors import TensorSpec
 
 EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(timeout)"]
-INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension. JSON, or with the header `Inference-Header-Content-Length: N` a JSON
-head of N bytes followed by raw tensors. Answered outside this application, before ASGI; the page describes it for completeness."""
+INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
+`Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors."""
 
 
 class JSONResponse(Response):

@@ -60,7 +60,8 @@ def _shape(shape: tuple[int, ...], model: str, spec: TensorSpec) -> None:
         for axis, (got, most) in enumerate(zip(shape, spec.max_shape, strict=True)):
             if 0 <= most < got:
                 raise InvalidRequest(
-                    f"shape {_text(shape)} of input '{spec.name}' for model '{model}' is too large: axis {axis} takes at most {most}, got {got}"
+                    f"shape {_text(shape)} of input '{spec.name}' for model '{model}' is too large: "
+                    f"axis {axis} takes at most {most}, got {got}"
                 )
 
 

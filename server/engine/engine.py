@@ -28,7 +28,9 @@ KNOWN_LAYOUTS = 1024  # conclusions about request layouts that are kept; the cod
 class Engine:
     """One version at one precision: `max_rows` 0 means unbatched, each request a run of its own."""
 
-    def __init__(self, key: ModelKey, lanes: Sequence[Lane], batcher: Batcher, figures: Figures, *, max_queue_rows: int, batched: bool) -> None:
+    def __init__(
+        self, key: ModelKey, lanes: Sequence[Lane], batcher: Batcher, figures: Figures, *, max_queue_rows: int, batched: bool
+    ) -> None:
         self.key = key
         self.lanes = list(lanes)
         self.inputs: tuple[TensorSpec, ...] = lanes[0].inputs
@@ -75,7 +77,8 @@ class Engine:
         for output in request.outputs:
             if output.name not in self._output_names:
                 raise InvalidRequest(
-                    f"unexpected inference output '{output.name}' for model '{self.key.name}'. The model's outputs are: {sorted(self._output_names)}"
+                    f"unexpected inference output '{output.name}' for model '{self.key.name}'. "
+                    f"The model's outputs are: {sorted(self._output_names)}"
                 )
 
     def _start(self, cut: Cut, lane: Lane) -> None:
@@ -118,7 +121,11 @@ class Engine:
         return heir
 
     def _answer(
-        self, ticket: Ticket, outputs: dict[str, Tensor] | None = None, error: TidegateError | None = None, facts: BatchFacts | None = None
+        self,
+        ticket: Ticket,
+        outputs: dict[str, Tensor] | None = None,
+        error: TidegateError | None = None,
+        facts: BatchFacts | None = None,
     ) -> None:
         request = ticket.request
         response = InferResponse(self.key.name, self.key.version, request.id, outputs or {}, error=error, batch=facts)

@@ -15,7 +15,7 @@ from server.lanes.run import timed_run
 from server.lanes.thread import ThreadLane
 from server.tensors import Tensor
 
-INLINE_LIMIT = 200e-6  # seconds: a thread hop costs 50–100 µs under the GIL, and the loop serves nobody while an inline run lasts
+INLINE_LIMIT = 200e-6  # seconds: a thread hop costs 50 to 100 µs under the GIL, and the loop serves nobody while an inline run lasts
 MEMORY = 0.05  # weight of the newest run in the running mean
 TOO_SLOW = 2.0  # times the limit: the mean must pass this before the model is moved
 

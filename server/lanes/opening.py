@@ -42,7 +42,7 @@ def open_lanes(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoo
     backends = []
     try:
         for _ in range(count):
-            backends.append(backend_class.open(spec))
+            backends.append(backend_class.open(spec))  # noqa: PERF401 - those opened before a failure must be closed
         warmup = warm_up(backends[0], plan.rows, trust_batch_axis=plan.trust_batch_axis)
         for backend in backends[1:]:
             warm_up(backend, plan.rows[:1], trust_batch_axis=True)

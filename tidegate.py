@@ -1,7 +1,7 @@
 """The `tidegate` command: finds its subcommands by their entry points, so that no package imports another for it.
 
-A subcommand stands in the group `tidegate.commands` as `name = module:app [extra]`: a Typer app, and the extra that it needs beyond
-the core. Only the one that runs is imported; the list of all shows the first sentence of each module's docstring.
+A subcommand stands in the group `tidegate.commands` as `name = module:app [extra]`: a Typer app, and the extra that it needs
+beyond the core. Only the one that runs is imported; the list of all shows the first sentence of each module's docstring.
 """
 
 from __future__ import annotations

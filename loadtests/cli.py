@@ -11,10 +11,7 @@ app = typer.Typer(add_completion=False)
 def loadtest() -> None:
     """Put a server under load and report what it bears.
 
-    Not built yet: it comes with the load tests (scenarios in YAML, open-loop arrivals, reports). Until then, `make bench-front`
-    measures the HTTP front.
+    Not built yet: it comes with the load tests (scenarios in YAML, open-loop arrivals, reports).
     """
-    typer.echo(
-        "error: `tidegate loadtest` is not built yet: it comes with the load tests; until then, see make bench-front", err=True
-    )
+    typer.echo("error: tidegate loadtest is not built yet: it comes with the load tests", err=True)
     raise typer.Exit(2)

@@ -11,11 +11,8 @@ app = typer.Typer(add_completion=False)
 def monitor() -> None:
     """Watch a server's metrics and raise alerts.
 
-    Not built yet: it comes with the monitor (rules in YAML, notifiers, rendered Prometheus rules and dashboards). Until then, point
-    Prometheus at the server's /metrics.
+    Not built yet: it comes with the monitor (rules in YAML, notifiers, rendered Prometheus rules and dashboards).
+    Until then, point Prometheus at the server's /metrics.
     """
-    typer.echo(
-        "error: `tidegate monitor` is not built yet: it comes with the monitor; until then, scrape the server's /metrics",
-        err=True,
-    )
+    typer.echo("error: tidegate monitor is not built yet: it comes with the monitor; until then, scrape /metrics", err=True)
     raise typer.Exit(2)

@@ -20,7 +20,7 @@ class VariantSpec:
     sent to a child process.
 
     `device` is "cpu" or "cuda:N". `threads` is intra-op threads, 0 for the backend's default. `optimization_level` is the
-    exporter's (0–4) and says how much the backend may optimise at load. `inputs` and `outputs` override what the file says
+    exporter's (0 to 4) and says how much the backend may optimise at load. `inputs` and `outputs` override what the file says
     where they aren't empty. `options` are the backend's own settings.
     """
 
@@ -40,8 +40,8 @@ class VariantSpec:
 class Backend(Protocol):
     """An opened model.
 
-    `inputs` and `outputs` are what the file takes and gives, batch axis included; `batch_axis` is 0 in each spec of a model whose first
-    axis varies in all of them, None in each where it doesn't.
+    `inputs` and `outputs` are what the file takes and gives, batch axis included; `batch_axis` is 0 in each spec of a model whose
+    first axis varies in all of them, None in each where it doesn't.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -56,7 +56,8 @@ class Backend(Protocol):
 
     def run(self, inputs: Mapping[str, Tensor], rows: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Run one batch of `rows` rows and return the outputs by name; arrays of `out`, where given, are written and returned.
-        The arrays returned belong to the caller. Raises InvalidRequest where the runtime blames the input, else BackendFailure."""
+        The arrays returned belong to the caller. Raises InvalidRequest where the runtime blames the input, else BackendFailure.
+        """
         ...
 
     def close(self) -> None:

@@ -56,7 +56,9 @@ class Backend(Protocol):
 
     def run(self, inputs: Mapping[str, Tensor], rows: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Run one batch of `rows` rows and return the outputs by name; arrays of `out`, where given, are written and returned.
-        The arrays returned belong to the caller. Raises InvalidRequest where the runtime blames the input, else BackendFailure.
+
+        Inputs may be read-only views at any address (of a client's body). The arrays returned belong to the caller.
+        Raises InvalidRequest where the runtime blames the input, else BackendFailure.
         """
         ...
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +10,7 @@ import pytest
 from onnx import helper
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort import BIND_FROM, OnnxRuntimeBackend
 from server.errors import BackendFailure, InvalidRequest, ModelDefect
 from server.tensors import DTYPES, Tensor, TensorSpec
 from tests.server import models
@@ -38,16 +39,15 @@ def opened() -> Iterator[Open]:
 
 
 def sample(datatype: str, shape: tuple[int, ...]) -> Tensor:
-    """Distinct values of a datatype."""
-    numbers = np.arange(np.prod(shape)).reshape(shape)
+    """Values of a datatype, distinct where it has so many."""
+    numbers: Tensor = np.arange(math.prod(shape)).reshape(shape) % 1000
     if datatype == "BYTES":
         texts = np.empty(shape, object)
         texts.ravel()[:] = [f"é{number}\0".encode() for number in numbers.ravel()]
         return texts
     if datatype == "BOOL":
-        return numbers % 2 == 0
-    array: Tensor = numbers.astype(DTYPES[datatype].numpy)
-    return array
+        numbers = numbers % 2
+    return numbers.astype(DTYPES[datatype].numpy)
 
 
 def defect(path: Path, **changes: Any) -> str:
@@ -168,45 +168,58 @@ def test_every_datatype_of_no_rows(tmp_path: Path, opened: Open, datatype: str) 
     assert backend.run({"x": sample(datatype, (0, 5))}, 0)["y"].shape == (0, 5)
 
 
-@pytest.mark.parametrize("datatype", DTYPES)
-def test_answers_are_written_into_given_arrays(tmp_path: Path, opened: Open, datatype: str) -> None:
-    backend = opened(models.identity_model(tmp_path / "m.onnx", datatype, width=5))
-    x, out = sample(datatype, (3, 5)), np.zeros((3, 5), DTYPES[datatype].numpy)
+WIDTHS = pytest.mark.parametrize("width", [5, BIND_FROM // 4], ids=["copied", "bound"])
+
+
+@WIDTHS
+@pytest.mark.parametrize("datatype", ["BYTES", "BF16", "FP16", "FP32", "BOOL"])
+def test_answers_are_written_into_given_arrays(tmp_path: Path, opened: Open, datatype: str, width: int) -> None:
+    backend = opened(models.identity_model(tmp_path / "m.onnx", datatype, "W"))
+    x, out = sample(datatype, (3, width)), np.zeros((3, width), DTYPES[datatype].numpy)
     answer = backend.run({"x": x}, 3, {"y": out})
     assert answer["y"] is out
-    assert out.tolist() == x.tolist()
+    assert np.array_equal(out, x)
 
 
-def test_only_some_arrays_given(tmp_path: Path, opened: Open) -> None:
-    backend = opened(models.two_inputs_model(tmp_path / "m.onnx"))
-    a, b = np.full((2, 4), 3, np.float32), np.full((2, 4), 5, np.float32)
-    out = np.zeros((2, 4), np.float32)
+@WIDTHS
+def test_only_some_arrays_given(tmp_path: Path, opened: Open, width: int) -> None:
+    backend = opened(models.two_inputs_model(tmp_path / "m.onnx", width))
+    a, b = np.full((2, width), 3, np.float32), np.full((2, width), 5, np.float32)
+    out = np.zeros((2, width), np.float32)
     answer = backend.run({"a": a, "b": b}, 2, {"product": out})
     assert list(answer) == ["total", "product"]
     assert answer["product"] is out
-    assert answer["total"].tolist() == (a + b).tolist()
-    assert out.tolist() == (a * b).tolist()
+    assert np.array_equal(answer["total"], a + b)
+    assert np.array_equal(out, a * b)
 
 
-def test_given_arrays_may_be_strided(tmp_path: Path, opened: Open) -> None:
-    backend = opened(models.identity_model(tmp_path / "m.onnx", width=5))
-    whole = np.zeros((3, 10), np.float32)
-    backend.run({"x": sample("FP32", (3, 5))}, 3, {"y": whole[:, ::2]})
-    assert whole[:, ::2].tolist() == sample("FP32", (3, 5)).tolist()
+@WIDTHS
+def test_given_arrays_may_be_strided(tmp_path: Path, opened: Open, width: int) -> None:
+    backend = opened(models.identity_model(tmp_path / "m.onnx", width=width))
+    whole = np.zeros((3, 2 * width), np.float32)
+    backend.run({"x": sample("FP32", (3, width))}, 3, {"y": whole[:, ::2]})
+    assert np.array_equal(whole[:, ::2], sample("FP32", (3, width)))
     assert not whole[:, 1::2].any()
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (4, 5), (3, 4), (3, 5, 1)])
-def test_given_arrays_of_another_shape_fail(tmp_path: Path, opened: Open, shape: tuple[int, ...]) -> None:
-    backend = opened(models.identity_model(tmp_path / "m.onnx", width=5))
+@WIDTHS
+@pytest.mark.parametrize("wrong", [(2, 0), (4, 0), (3, -1), (3, 0, 1), "FP64"])
+def test_given_arrays_that_do_not_fit_fail(tmp_path: Path, opened: Open, width: int, wrong: Any) -> None:
+    backend = opened(models.identity_model(tmp_path / "m.onnx", width=width))
+    if wrong == "FP64":
+        out = np.zeros((3, width), np.float64)
+    else:
+        out = np.zeros((wrong[0], width + wrong[1], *wrong[2:]), np.float32)
     with pytest.raises(BackendFailure):
-        backend.run({"x": sample("FP32", (3, 5))}, 3, {"y": np.zeros(shape, np.float32)})
+        backend.run({"x": sample("FP32", (3, width))}, 3, {"y": out})
+    assert backend.run({"x": sample("FP32", (3, width))}, 3)["y"].shape == (3, width)
 
 
-def test_a_given_array_of_an_unknown_name_fails(tmp_path: Path, opened: Open) -> None:
-    backend = opened(models.identity_model(tmp_path / "m.onnx", width=5))
+@WIDTHS
+def test_a_given_array_of_an_unknown_name_fails(tmp_path: Path, opened: Open, width: int) -> None:
+    backend = opened(models.identity_model(tmp_path / "m.onnx", width=width))
     with pytest.raises(BackendFailure, match="output 'z'"):
-        backend.run({"x": sample("FP32", (3, 5))}, 3, {"z": np.zeros((3, 5), np.float32)})
+        backend.run({"x": sample("FP32", (3, width))}, 3, {"z": np.zeros((3, width), np.float32)})
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64", "FP16", "BF16"])
@@ -279,13 +292,14 @@ def test_missing_extra_and_misnamed_inputs(tmp_path: Path, opened: Open) -> None
     ],
 )
 def test_a_wrong_input_is_the_requests_doing(tmp_path: Path, opened: Open, array: Tensor, message: str, bound: bool) -> None:
-    backend = opened(models.linear_model(tmp_path / "m.onnx"))
-    out = {"y": np.zeros((2, 4), np.float32)} if bound else None
+    outputs = BIND_FROM // 8
+    backend = opened(models.linear_model(tmp_path / "m.onnx", outputs=outputs))
+    out = {"y": np.zeros((2, outputs), np.float32)} if bound else None
     with pytest.raises(InvalidRequest) as caught:
         backend.run({"x": array}, 2, out)
     assert message in str(caught.value)
     good = np.ones((2, 8), np.float32)
-    assert backend.run({"x": good}, 2, out)["y"].shape == (2, 4)
+    assert backend.run({"x": good}, 2, out)["y"].shape == (2, outputs)
 
 
 @pytest.mark.parametrize(

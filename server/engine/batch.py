@@ -13,10 +13,9 @@ from server.tensors import Tensor, TensorSpec
 
 
 def gather(tickets: Sequence[Ticket], rows: int, inputs: Sequence[TensorSpec], lane: Lane) -> dict[str, Tensor]:
-    """The run's inputs, each of `rows` rows along its batch axis. A lone request's arrays are passed as they are when aligned."""
+    """The run's inputs, each of `rows` rows along its batch axis. A lone request's arrays are passed as they are."""
     if len(tickets) == 1:
-        alone = tickets[0].request.inputs
-        return {name: array if array.flags.aligned else array.copy() for name, array in alone.items()}
+        return tickets[0].request.inputs
     return {spec.name: _join([ticket.request.inputs[spec.name] for ticket in tickets], rows, spec, lane) for spec in inputs}
 
 

@@ -1,0 +1,1 @@
+"""Open Inference Protocol bytes ↔ messages. Pure: no I/O, no event loop, no web framework."""

@@ -1,0 +1,184 @@
+"""The binary tensor extension: a JSON head, then the raw values of the inputs that name a `binary_data_size`, in order.
+
+Clients send the same head again and again, so what it means is kept under its bytes: decoding is then a look-up and a view of
+the body for each input. A leading `"id"` is cut out first, since clients that number their requests would never hit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from struct import Struct
+from typing import NamedTuple
+
+import numpy as np
+
+from server.errors import InvalidRequest, Unsupported
+from server.messages import InferRequest, Layout, RequestedOutput, Scalar
+from server.protocol.head import Body, Input, Layouts, parse_head
+from server.protocol.json_codec import MAX_STRINGS, byte_size_mismatch, inline_tensor, too_many_strings
+from server.protocol.reply import Reply
+from server.tensors import DType, Tensor
+
+MAX_HEAD = 4096
+MAX_ENTRIES = 1024
+MAX_CACHED_BYTES = 1 << 20
+
+_ID = re.compile(rb'\{"id":"([ !#-\[\]-~]*)(?=")')  # printable ASCII without quote and backslash: the text is its own spelling
+_LENGTH = Struct("<I")
+_BOOL = np.dtype(np.bool_)
+_UINT8 = np.dtype(np.uint8)
+
+
+class _Part(NamedTuple):
+    """Where an input's values lie: `start` is counted from the end of the head."""
+
+    name: str
+    kind: DType
+    shape: tuple[int, ...]
+    elements: int
+    start: int
+    size: int
+
+
+class _Plan(NamedTuple):
+    """What a head means. `plain` is true for one input that is a view of all that follows the head."""
+
+    parts: tuple[_Part, ...]
+    size: int
+    plain: bool
+    layout: Layout
+    outputs: tuple[RequestedOutput, ...]
+    parameters: Mapping[str, Scalar]
+    reply: Reply
+
+
+class BinaryDecoder:
+    """Decodes bodies with a head, and keeps the meaning of heads: at most 1,024 of at most 4 KiB, 1 MiB in all, forgotten all at
+    once when full. Heads with inline values aren't kept. With `layouts`, heads that differ share one Layout where inputs agree."""
+
+    def __init__(self, layouts: Layouts | None = None) -> None:
+        self._layouts = layouts if layouts is not None else Layouts()
+        self._plans: dict[bytes, _Plan] = {}
+        self._cached_bytes = 0
+
+    def decode(self, body: Body, head_length: int, model: str, version: str) -> tuple[InferRequest, Reply]:
+        """Decode a body whose first `head_length` bytes are JSON. Tensors are views of `body`, not always aligned to their element
+        size, and keep it alive; a memoryview must be of single bytes. Raises InvalidRequest or Unsupported."""
+        head = body[:head_length]
+        if type(head) is not bytes:
+            head = bytes(head)
+        request_id = None
+        if head.startswith(b'{"id":'):
+            found = _ID.match(head)
+            if found is not None:
+                request_id, head = found[1].decode(), head[found.end() :]
+        plan = self._plans.get(head)
+        if plan is None or head_length <= 0 or len(body) - head_length != plan[1]:
+            return self._decode_new(body, head_length, head, model, version)
+        parts, _, plain, layout, outputs, parameters, reply = plan
+        if plain:
+            part = parts[0]
+            inputs = {part[0]: np.ndarray(part[2], part[1].numpy, body, head_length)}
+        else:
+            inputs = {part.name: _tensor(part, body, head_length) for part in parts}
+        if request_id is not None:
+            reply = Reply(request_id, reply[1], reply[2])
+        return InferRequest(model, inputs, layout, version, reply[0], outputs, parameters), reply
+
+    def _decode_new(self, body: Body, head_length: int, key: bytes, model: str, version: str) -> tuple[InferRequest, Reply]:
+        if not 0 <= head_length <= len(body):
+            raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {head_length}")
+        if not head_length:
+            raise Unsupported(
+                "Inference-Header-Content-Length 0 (a raw binary request) isn't built yet; send a JSON head before the values"
+            )
+        head = parse_head(body[:head_length])
+        parts, size = _parts(head.inputs, model)
+        if len(body) - head_length != size:
+            raise _wrong_length(parts, len(body) - head_length, model)
+        if head.inline:
+            values = {part.name: _tensor(part, body, head_length) for part in parts}
+            inputs = {item.name: values[item.name] if item.size is not None else inline_tensor(item, model) for item in head.inputs}
+        else:
+            inputs = {part.name: _tensor(part, body, head_length) for part in parts}
+        layout = self._layouts.of(head.inputs)
+        if not head.inline and head_length <= MAX_HEAD:
+            self._keep(key, len(key) < head_length, _Plan(parts, size, _plain(parts), layout, head.outputs, head.parameters, head.reply))
+        return InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters), head.reply
+
+    def _keep(self, key: bytes, cut: bool, plan: _Plan) -> None:
+        if cut and b'"id"' in key:
+            return  # perhaps a second "id", which would be the one that counts
+        if len(self._plans) >= MAX_ENTRIES or self._cached_bytes + len(key) > MAX_CACHED_BYTES:
+            self._plans.clear()
+            self._cached_bytes = 0
+        self._plans[key] = plan
+        self._cached_bytes += len(key)
+
+
+def _parts(inputs: list[Input], model: str) -> tuple[tuple[_Part, ...], int]:
+    parts = []
+    start = 0
+    for name, kind, shape, count, size, _ in inputs:
+        if size is None:
+            continue
+        if size != count * kind.size if kind.size else size < 4 * count:
+            raise byte_size_mismatch(name, kind, count, size, model)
+        parts.append(_Part(name, kind, shape, count, start, size))
+        start += size
+    return tuple(parts), start
+
+
+def _plain(parts: tuple[_Part, ...]) -> bool:
+    return len(parts) == 1 and parts[0].kind.name not in ("BOOL", "BYTES")
+
+
+def _wrong_length(parts: tuple[_Part, ...], have: int, model: str) -> InvalidRequest:
+    for part in parts:
+        missing = part.start + part.size - have
+        if missing > 0:
+            return InvalidRequest(f"unexpected size for input '{part.name}', expecting {missing} additional bytes for model '{model}'")
+    needed = parts[-1].start + parts[-1].size if parts else 0
+    return InvalidRequest(f"unexpected additional input data for model '{model}': {have - needed} bytes after the last input's values")
+
+
+def _tensor(part: _Part, body: Body, head_length: int) -> Tensor:
+    start = head_length + part.start
+    if not part.kind.size:
+        return read_strings(part.name, part.shape, part.elements, body[start : start + part.size])
+    if part.kind.numpy is not _BOOL:
+        return np.ndarray(part.shape, part.kind.numpy, body, start)
+    raw: Tensor = np.ndarray(part.shape, _UINT8, body, start)
+    return raw != 0 if raw.max(initial=0) > 1 else raw.view(_BOOL)  # any byte but 0 is true, and a model only ever sees 0 and 1
+
+
+def read_strings(name: str, shape: tuple[int, ...], count: int, raw: Body) -> Tensor:
+    """The BYTES tensor of `count` elements in `raw`: each a 4-byte little-endian length and that many bytes."""
+    if count > MAX_STRINGS:
+        raise too_many_strings(name, count)
+    raw = bytes(raw)
+    values: list[bytes] = []
+    end = 0
+    for index in range(count):
+        start = end + 4
+        if start > len(raw):
+            raise InvalidRequest(f"input '{name}': BYTES data ends before element {index} of {count}")
+        end = start + _LENGTH.unpack_from(raw, end)[0]
+        if end > len(raw):
+            raise InvalidRequest(f"input '{name}': BYTES element {index} claims {end - start} bytes, {len(raw) - start} are left")
+        values.append(raw[start:end])
+    if end != len(raw):
+        raise InvalidRequest(f"input '{name}': {len(raw) - end} bytes are left after the {count} elements of its BYTES data")
+    array = np.empty(count, object)
+    array[:] = values
+    return array.reshape(shape)
+
+
+def write_strings(array: Tensor) -> bytes:
+    """A BYTES tensor as it travels, row-major."""
+    pieces: list[bytes] = []
+    for value in array.reshape(-1).tolist():
+        raw = value if type(value) is bytes else str(value).encode()
+        pieces += (_LENGTH.pack(len(raw)), raw)
+    return b"".join(pieces)

@@ -1,0 +1,225 @@
+"""The JSON head of an HTTP inference request, read and checked: what is asked, in which shapes, and where each input's values lie.
+
+This file makes no tensors and sizes no memory by what a client says: a shape is a tuple of integers and a count here, and the
+codecs compare the count with the values that really came.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+
+from server.errors import InvalidRequest, Unsupported
+from server.messages import NO_PARAMETERS, Layout, RequestedOutput, Scalar
+from server.protocol.reply import NO_OUTPUTS, Reply
+from server.tensors import DTYPES, DType
+
+Body: TypeAlias = bytes | bytearray | memoryview
+
+MAX_DIMS = 32
+MAX_AXIS = 1 << 63
+MAX_NAME = 256
+MAX_ID = 1024
+MAX_EMPTY = 1 << 48
+MAX_LAYOUTS = 1024
+MAX_LAYOUT_TENSORS = 16
+ALLOWED_RESERVED = "triton_enable_empty_final_response"
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = 64
+
+
+class Input(NamedTuple):
+    """One input. Its values are `data` (JSON) or the next `size` bytes after the head; the other is None."""
+
+    name: str
+    kind: DType
+    shape: tuple[int, ...]
+    elements: int
+    size: int | None
+    data: Any
+
+
+class Head(NamedTuple):
+    """All that the head says. `inline` is true where an input's values are JSON."""
+
+    inputs: list[Input]
+    outputs: tuple[RequestedOutput, ...]
+    parameters: Mapping[str, Scalar]
+    reply: Reply
+    inline: bool
+
+
+class Layouts:
+    """One Layout for equal tuples of (name, datatype, shape), so that what the dataplane concluded about it is found again.
+    Bounded: forgotten all at once when full, and requests with many inputs get a Layout of their own."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[str, str, tuple[int, ...]], ...], Layout] = {}
+
+    def of(self, inputs: list[Input]) -> Layout:
+        """The Layout of these inputs."""
+        tensors = tuple([(name, kind.name, shape) for name, kind, shape, _, _, _ in inputs])
+        layout = self._known.get(tensors)
+        if layout is None:
+            layout = Layout(tensors)
+            if len(tensors) <= MAX_LAYOUT_TENSORS:
+                if len(self._known) >= MAX_LAYOUTS:
+                    self._known.clear()
+                self._known[tensors] = layout
+        return layout
+
+
+def shown(value: object) -> str:
+    """repr() for error texts: short whatever the client sent."""
+    return _REPR.repr(value)
+
+
+def parse_head(text: Body) -> Head:
+    """Read and check a head. Raises InvalidRequest that names the member, or Unsupported (shared memory)."""
+    document = parse_json(text)
+    if type(document) is not dict:
+        raise InvalidRequest(f"the request must be a JSON object, got {shown(document)}")
+    request_id = document.get("id", "")
+    if type(request_id) is not str or len(request_id) > MAX_ID:
+        raise InvalidRequest(f"'id' must be a string of at most {MAX_ID} characters, got {shown(request_id)}")
+    given = document.get("inputs")
+    if type(given) is not list:
+        raise InvalidRequest("the request has no 'inputs'" if given is None else f"'inputs' must be a list, got {shown(given)}")
+    inputs = [_input(index, item) for index, item in enumerate(given)]
+    if len(inputs) > 1:
+        _refuse_twice([item.name for item in inputs], "input")
+    inline = any(item.size is None for item in inputs)
+    outputs, binary = _outputs(document["outputs"]) if "outputs" in document else ((), NO_OUTPUTS)
+    parameters, binary_default = _parameters(document["parameters"]) if "parameters" in document else (NO_PARAMETERS, False)
+    return Head(inputs, outputs, parameters, Reply(request_id, binary_default, binary), inline)
+
+
+def parse_json(text: Body) -> Any:
+    """The document. NaN, Infinity and -Infinity are read, as Triton does, at the price of a slower parser for such texts only."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raw = bytes(text)
+        if b"NaN" not in raw and b"Infinity" not in raw:
+            raise InvalidRequest(f"the request isn't valid JSON: {error}") from None
+    try:
+        plain = raw.decode()
+        document = json.loads(plain)
+        if "\\ud" in plain or "\\uD" in plain:  # orjson refuses half a surrogate pair; so must we, or no answer could name it
+            json.dumps(document, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise InvalidRequest(f"the request isn't valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the request isn't valid JSON: nested too deep") from None
+    return document
+
+
+def _input(index: int, given: Any) -> Input:
+    if type(given) is not dict:
+        raise InvalidRequest(f"inputs[{index}] must be an object, got {shown(given)}")
+    name = _name(given, "inputs", index)
+    datatype = given.get("datatype")
+    kind = DTYPES.get(datatype) if type(datatype) is str else None
+    if kind is None:
+        raise InvalidRequest(f"input {name!r}: 'datatype' must be one of {', '.join(DTYPES)}; got {shown(datatype)}")
+    shape, count = _shape(name, given.get("shape"))
+    parameters = given.get("parameters", NO_PARAMETERS)
+    if type(parameters) is not dict and parameters is not NO_PARAMETERS:
+        raise InvalidRequest(f"input {name!r}: 'parameters' must be an object, got {shown(parameters)}")
+    binary, region, inline = "binary_data_size" in parameters, "shared_memory_region" in parameters, "data" in given
+    if binary + region + inline != 1:
+        raise _not_one_source(name, {"data": inline, "binary_data_size": binary, "shared_memory_region": region})
+    if inline:
+        return Input(name, kind, shape, count, None, given["data"])
+    if region:
+        raise Unsupported(f"input {name!r}: shared memory isn't built yet; send its values as 'data' or with 'binary_data_size'")
+    size = parameters["binary_data_size"]
+    if type(size) is not int or size < 0:
+        raise InvalidRequest(f"input {name!r}: 'binary_data_size' must be an integer >= 0, got {shown(size)}")
+    return Input(name, kind, shape, count, size, None)
+
+
+def _not_one_source(name: str, given: Mapping[str, bool]) -> InvalidRequest:
+    found = " and ".join(f"'{key}'" for key, there in given.items() if there) or "none of them"
+    return InvalidRequest(
+        f"input {name!r} must have exactly one of 'data', parameter 'binary_data_size' and parameter 'shared_memory_region'; got {found}"
+    )
+
+
+def _name(given: dict[str, Any], where: str, index: int) -> str:
+    name = given.get("name")
+    if type(name) is not str or not 0 < len(name) <= MAX_NAME:
+        raise InvalidRequest(f"{where}[{index}]: 'name' must be a string of 1 to {MAX_NAME} characters, got {shown(name)}")
+    return name
+
+
+def _shape(name: str, given: Any) -> tuple[tuple[int, ...], int]:
+    if type(given) is not list or len(given) > MAX_DIMS:
+        raise InvalidRequest(f"input {name!r}: 'shape' must be a list of at most {MAX_DIMS} integers, got {shown(given)}")
+    for size in given:
+        if type(size) is not int or not 0 <= size < MAX_AXIS:
+            raise InvalidRequest(f"input {name!r}: 'shape' must hold integers from 0 to 2**63 - 1, got {shown(given)}")
+    count = prod(given)
+    if not count and prod([size for size in given if size]) > MAX_EMPTY:
+        # An empty array's other axes must still be ones that numpy can stride over.
+        raise InvalidRequest(f"input {name!r}: 'shape' {shown(given)} is empty, and its other axes are too large")
+    return tuple(given), count
+
+
+def _refuse_twice(names: list[str], what: str) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise InvalidRequest(f"{what} '{name}' already exists in request")
+        seen.add(name)
+
+
+def _outputs(given: Any) -> tuple[tuple[RequestedOutput, ...], Mapping[str, bool]]:
+    if type(given) is not list:
+        raise InvalidRequest(f"'outputs' must be a list, got {shown(given)}")
+    outputs, binary = [], {}
+    for index, item in enumerate(given):
+        if type(item) is not dict:
+            raise InvalidRequest(f"outputs[{index}] must be an object, got {shown(item)}")
+        name = _name(item, "outputs", index)
+        classes, raw = _output_parameters(name, item["parameters"]) if "parameters" in item else (0, False)
+        outputs.append(RequestedOutput(name, classes))
+        binary[name] = raw
+    if len(binary) != len(outputs):
+        _refuse_twice([output.name for output in outputs], "output")
+    return tuple(outputs), MappingProxyType(binary)
+
+
+def _output_parameters(name: str, given: Any) -> tuple[int, bool]:
+    if type(given) is not dict:
+        raise InvalidRequest(f"output {name!r}: 'parameters' must be an object, got {shown(given)}")
+    if "shared_memory_region" in given:
+        raise Unsupported(f"output {name!r}: shared memory isn't built yet; ask for it in the answer")
+    binary = given.get("binary_data", False)
+    if type(binary) is not bool:
+        raise InvalidRequest(f"output {name!r}: 'binary_data' must be true or false, got {shown(binary)}")
+    classes = given.get("classification", 0)
+    if type(classes) is not int or classes < 0:
+        raise InvalidRequest(f"output {name!r}: 'classification' must be an integer >= 0, got {shown(classes)}")
+    return classes, binary
+
+
+def _parameters(given: Any) -> tuple[Mapping[str, Scalar], bool]:
+    if type(given) is not dict:
+        raise InvalidRequest(f"'parameters' must be an object, got {shown(given)}")
+    binary_default = given.pop("binary_data_output", False)
+    if type(binary_default) is not bool:
+        raise InvalidRequest(f"parameter 'binary_data_output' must be true or false, got {shown(binary_default)}")
+    for key, value in given.items():
+        if type(value) not in (str, int, float, bool) or value != value or value in (float("inf"), float("-inf")):
+            raise InvalidRequest(f"parameter {shown(key)} must be a string, a finite number or a boolean, got {shown(value)}")
+        if key.startswith("triton_") and key != ALLOWED_RESERVED:
+            raise InvalidRequest(f"parameter {shown(key)} is reserved: names that start with 'triton_' can't be set")
+    return (MappingProxyType(given) if given else NO_PARAMETERS), binary_default

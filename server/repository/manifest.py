@@ -7,6 +7,8 @@ claims are never half understood; `schema_version` says which this is. JSON Sche
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from pathlib import Path
 from typing import Final, Literal
 
@@ -38,12 +40,17 @@ class TensorEntry(_Part):
 
 
 class Parity(_Part):
-    """How far a variant is from PyTorch FP32 on held-out samples. `top1_upper95` is the upper 95 % bound of the disagreement."""
+    """How far a variant is from PyTorch FP32 on held-out samples, as the worst of its outputs.
+
+    `max_relative` is the largest difference over its output's largest value; that's what `tolerance` bounds. `top1_upper95` is the
+    upper 95 % bound of the disagreement.
+    """
 
     reference: str = "pytorch-fp32"
     samples: int
     batch_sizes: tuple[int, ...]
     max_abs: float
+    max_relative: float | None = None
     mean_abs: float
     cosine_min: float
     tolerance: float
@@ -89,13 +96,17 @@ class Source(_Part):
 
 
 class Manifest(_Part):
-    """The whole file. `nodes` of a variant: counts as exported and after optimisation, by step."""
+    """The whole file. `nodes` of a variant: counts as exported and after optimisation, by step.
+
+    `unbatched` says why rows can't share a run, null where they can.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     model: str
     created: str
     source: Source
     tools: dict[str, str]
+    unbatched: str | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     def variant(self, precision: str) -> Variant | None:
@@ -120,7 +131,16 @@ def read_manifest(path: Path) -> Manifest:
         raise ModelDefect(f"{path}: {where}: {first['msg']} (manifest schema version {SCHEMA_VERSION})") from error
 
 
+def json_schema() -> str:
+    """The manifest's JSON Schema, as docs/schemas/manifest.json has it (written by `python -m server.repository.manifest`)."""
+    return json.dumps(Manifest.model_json_schema(), indent=2, sort_keys=True) + "\n"
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file as hex, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json_schema())

@@ -1,0 +1,120 @@
+"""Turns a trained PyTorch model into a repository entry (ONNX and a manifest with proof): the `tidegate export` command."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from exporters.inspect import manifest_table
+from exporters.package import manifest_path
+from exporters.pipeline import Exported, export
+from exporters.plan import Plan, PlanError, parse_dynamic
+from exporters.progress import following
+from exporters.sources.names import EXAMPLES, find_model
+from server.errors import TidegateError
+
+PLAIN_WIDTH = 140
+_HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
+_HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Option(help="FILE.py:FACTORY, MODULE:FACTORY, or an example's name.", metavar="MODEL")],
+    weights: Annotated[Path | None, typer.Option(help="State dict to load: .pt, .pth or .safetensors.", metavar="FILE")] = None,
+    example: Annotated[Path | None, typer.Option(help=_HELP_EXAMPLE, metavar="FILE")] = None,
+    repository: Annotated[Path | None, typer.Option(help="Model repository to add a version to.", metavar="DIR")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in the repository.", metavar="NAME")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the ONNX file here, and FILE.manifest.json.", metavar="FILE")] = None,
+    version: Annotated[int | None, typer.Option(help="Version number. Default: the next free one.", min=1, metavar="N")] = None,
+    format: Annotated[str, typer.Option(help="What to make.", metavar="onnx")] = "onnx",
+    optimization_level: Annotated[int, typer.Option(help="How far the graph may be changed.", min=0, max=4)] = 2,
+    precisions: Annotated[str, typer.Option(help="Precisions to make, separated by commas.", metavar="P,…")] = "fp32",
+    output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
+    dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that the model's own code may take.", metavar="SECONDS")] = 600.0,
+) -> None:
+    """Export a trained PyTorch model to ONNX, prove it against PyTorch, and add it to a model repository."""
+    with failures():
+        plan = Plan(
+            model=find_model(model, Path.cwd()),
+            name=_name(model, name, output),
+            repository=repository,
+            output=output,
+            version=version,
+            weights=weights,
+            example=example,
+            dynamic=parse_dynamic(tuple(dynamic or ())),
+            output_names=_listed(output_names),
+            format=format,
+            level=optimization_level,
+            precisions=_listed(precisions),
+            timeout=timeout,
+        )
+        with following(Console(stderr=True)) as reporter:
+            exported = export(plan, reporter)
+        _show(exported)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turns what can go wrong into one message on stderr and an exit status: 1 failed, 2 wrong usage, 130 interrupted."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    except PlanError as error:
+        _fail(str(error), 2)
+    except TidegateError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'writing the result'}: {error.strerror or error}; nothing was written", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, status: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _show(exported: Exported) -> None:
+    """The data: what was written where, and its figures."""
+    if exported.entry:
+        typer.echo(exported.entry)
+    if exported.output:
+        typer.echo(exported.output)
+        typer.echo(manifest_path(exported.output))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    console.print(manifest_table(exported.manifest))
+
+
+def _name(model: str, name: str | None, output: Path | None) -> str:
+    """The model's name: the one given, else the example's, else the output file's."""
+    if name is not None:
+        return name
+    if model in EXAMPLES:
+        return model
+    if output is None:
+        raise PlanError("--name is missing: what is the model called in the repository?")
+    return output.stem
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,48 @@
+"""Judges distances: the manifest's figures, and what to tell where a variant isn't the same model any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from server.numerics import SCALE_FLOOR, Distance, merged
+from server.repository.manifest import Parity
+from server.tensors import TensorSpec
+
+
+def parity(found: Mapping[str, Distance], rows: Sequence[int], tolerance: float) -> Parity:
+    """The figures over all outputs: each the worst of any output, top-1 that of the output which disagrees most."""
+    every = found.values()
+    scored = [part for part in every if part.classified]
+    worst = max(scored, key=lambda part: part.top1_upper95 or 0.0, default=Distance())
+    return Parity(
+        samples=sum(rows),
+        batch_sizes=tuple(sorted(set(rows))),
+        max_abs=max(part.max_abs for part in every),
+        mean_abs=merged(*every).mean_abs,
+        max_relative=max(part.max_relative for part in every),
+        cosine_min=min(part.cosine_min for part in every),
+        tolerance=tolerance,
+        top1_disagreement=worst.top1_disagreement,
+        top1_upper95=worst.top1_upper95,
+    )
+
+
+def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], tolerance: float) -> list[str]:
+    """For each output that isn't PyTorch's: by how much. Floats may differ by `tolerance` of their scale, other kinds not at all."""
+    told: list[str] = []
+    for spec in outputs:
+        part = found[spec.name]
+        if spec.dtype.numpy.kind != "f":
+            if part.max_abs > 0:
+                told.append(f"output {spec.name!r} ({spec.datatype}) differs from PyTorch by up to {part.max_abs:g}")
+        elif not part.max_relative <= tolerance:
+            told.append(f"output {spec.name!r} {_differs(part, tolerance)}")
+    return told
+
+
+def _differs(part: Distance, tolerance: float) -> str:
+    if math.isinf(part.max_abs):
+        return "has NaN or infinities where PyTorch has numbers, or the other way round"
+    allowed = tolerance * max(part.scale, SCALE_FLOOR)
+    return f"differs from PyTorch by up to {part.max_abs:.3g}; at values up to {part.scale:.3g}, {allowed:.3g} is let through"

@@ -1,0 +1,188 @@
+"""A trained PyTorch model in: runs trace_child in a process of its own and reads what it wrote.
+
+This process never imports torch, nor a line of the user's code. What comes back are files in a folder that the caller owns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.plan import OPSET, ExportError, Plan
+from server.tensors import TensorSpec, dtype_of
+
+CHILD = Path(__file__).with_name("trace_child.py")
+POLL_SECONDS = 0.05
+TAIL_LINES = 8
+
+STAGES = {
+    "start": "start PyTorch",
+    "import": "import the module",
+    "factory": "make the model",
+    "weights": "load the weights",
+    "example": "read the example",
+    "forward": "run the model",
+    "trace": "trace it to ONNX",
+    "samples": "write the parity samples",
+}
+"""The child's stages, in order, in the words of messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One batch and PyTorch's own answer to it; `rows` is 1 for a model that isn't batched."""
+
+    rows: int
+    inputs: dict[str, NDArray[Any]]
+    outputs: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A traced model: the ONNX file, its tensors as PyTorch showed them, and where the parity samples lie.
+
+    `unbatched` says why rows can't share a run, None where they can. `warnings` are the tracer's: places of the user's code
+    where a Python value was taken for a constant. `code` is the file that holds the factory.
+    """
+
+    file: Path
+    samples_file: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    rows: tuple[int, ...]
+    unbatched: str | None
+    warnings: tuple[str, ...]
+    code: Path | None
+    torch: str
+
+    def samples(self) -> Iterator[Sample]:
+        """The parity samples, one at a time."""
+        with np.load(self.samples_file, allow_pickle=False) as arrays:
+            for run, rows in enumerate(self.rows):
+                inputs = {spec.name: arrays[f"{run}.in.{index}"] for index, spec in enumerate(self.inputs)}
+                outputs = {spec.name: arrays[f"{run}.out.{index}"] for index, spec in enumerate(self.outputs)}
+                yield Sample(rows, inputs, outputs)
+
+
+def trace(plan: Plan, folder: Path, on_stage: Callable[[str], None]) -> Traced:
+    """Trace plan.model into `folder`, which must be empty; `on_stage` is told in words what the child does.
+
+    Raises ExportError: which stage failed, why, and where in the user's code. The child is gone when this returns or raises.
+    """
+    (folder / "job.json").write_text(json.dumps(_job(plan)))
+    code = _run_child(plan, folder, on_stage)
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        raise ExportError(_died(plan, folder, code)) from None
+    if not result["ok"]:
+        where = f" ({result['where']})" if result["where"] else ""
+        raise ExportError(f"{plan.model.label}: couldn't {STAGES[result['stage']]}: {result['message']}{where}")
+    return _traced(plan, folder, result)
+
+
+def _job(plan: Plan) -> dict[str, Any]:
+    model = plan.model
+    return {
+        "file": str(model.file) if model.file else None,
+        "module": model.module,
+        "factory": model.factory,
+        "folders": [str(folder) for folder in model.folders],
+        "weights": str(plan.weights.resolve()) if plan.weights else None,
+        "example": str(plan.example.resolve()) if plan.example else None,
+        "dynamic": plan.dynamic and {name: dict(axes) for name, axes in plan.dynamic.items()},
+        "output_names": plan.output_names,
+        "seed": plan.seed,
+        "opset": OPSET,
+    }
+
+
+def _run_child(plan: Plan, folder: Path, on_stage: Callable[[str], None]) -> int:
+    """Run the child to its end and return its exit status; past the time limit, or when this is interrupted, it is killed."""
+    command = [sys.executable, "-P", "-X", "faulthandler", str(CHILD), str(folder)]
+    deadline = time.monotonic() + plan.timeout
+    stage = ""
+    with (folder / "output.txt").open("wb") as output:
+        # A process group of its own: Ctrl-C comes here only, and what the user's code started can be killed with it.
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0)
+        try:
+            while (code := child.poll()) is None:
+                if (now := _stage(folder)) != stage:
+                    stage = now
+                    on_stage(STAGES[stage])
+                if time.monotonic() > deadline:
+                    raise ExportError(_late(plan, folder))
+                time.sleep(POLL_SECONDS)
+        finally:
+            if child.poll() is None:
+                _kill_group(child)
+    return code
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _stage(folder: Path) -> str:
+    """What the child does now; a file that is being written counts as the first stage."""
+    try:
+        stage = (folder / "stage.txt").read_text()
+    except OSError:
+        return "start"
+    return stage if stage in STAGES else "start"
+
+
+def _late(plan: Plan, folder: Path) -> str:
+    label, doing = plan.model.label, STAGES[_stage(folder)]
+    return f"{label}: stopped after {plan.timeout:g} s, trying to {doing}; --timeout SECONDS gives it more{_tail(folder)}"
+
+
+def _died(plan: Plan, folder: Path, code: int) -> str:
+    if code < 0:
+        end = f"was killed by {signal.Signals(-code).name}"
+        end += " (out of memory?)" if code == -signal.SIGKILL else ""
+    else:
+        end = f"ended its process with status {code}"
+    return f"{plan.model.label}: {end}, trying to {STAGES[_stage(folder)]}{_tail(folder)}"
+
+
+def _tail(folder: Path) -> str:
+    """The last lines that the child printed, for a message."""
+    lines = (folder / "output.txt").read_bytes()[-4096:].decode(errors="replace").strip().splitlines()[-TAIL_LINES:]
+    return "; its last output:\n" + "\n".join(f"  | {line[:160]}" for line in lines) if lines else ""
+
+
+def _traced(plan: Plan, folder: Path, result: dict[str, Any]) -> Traced:
+    code = Path(result["code"]) if result["code"] else None
+    return Traced(
+        file=folder / "model.onnx",
+        samples_file=folder / "parity.npz",
+        inputs=tuple(_spec(plan, tensor) for tensor in result["inputs"]),
+        outputs=tuple(_spec(plan, tensor) for tensor in result["outputs"]),
+        rows=tuple(result["rows"]),
+        unbatched=result["unbatched"],
+        warnings=tuple(result["warnings"]),
+        code=code if code and code.is_file() else None,
+        torch=result["torch"],
+    )
+
+
+def _spec(plan: Plan, tensor: dict[str, Any]) -> TensorSpec:
+    try:
+        datatype = dtype_of(np.empty(0, tensor["dtype"])).name
+    except (KeyError, TypeError):
+        raise ExportError(f"{plan.model.label}: tensor {tensor['name']!r} holds {tensor['dtype']}, which can't be served") from None
+    most = tensor["max_shape"]
+    return TensorSpec(tensor["name"], datatype, tuple(tensor["shape"]), tensor["batch_axis"], tuple(most) if most else None)

@@ -1,0 +1,135 @@
+"""How the model is called, and its trace to ONNX by the TorchScript-based exporter; part of trace_child's process.
+
+Inputs carry the example's names and outputs flat names, whatever forward's own signature and answer look like.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+
+from .samples import Arrays
+from .trace_state import RefusedError
+
+USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError)
+"""What a forward raises where it can't take an input."""
+
+
+def brief(error: BaseException) -> str:
+    """An exception in one line: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+class Traceable(nn.Module):
+    """The model with tensors in, in the example's order, and a flat tuple of tensors out; `names` are the last answer's."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[str, ...], by_keyword: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+        self.by_keyword = by_keyword
+        self.names: tuple[str, ...] = ()
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        answer = self.model(**dict(zip(self.inputs, tensors, strict=True))) if self.by_keyword else self.model(*tensors)
+        found = dict(flat(answer))
+        self.names = tuple(found)
+        return tuple(found.values())
+
+
+def flat(answer: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an answer by name: a dict's keys, a dataclass's or named tuple's fields, else output_0, output_1, …"""
+    if isinstance(answer, Tensor):
+        yield name or "output_0", answer
+    elif answer is not None:
+        for key, part in _parts(answer, name):
+            yield from flat(part, f"{name}_{key}" if name else key)
+
+
+def _parts(answer: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(answer, Mapping):
+        return ((str(key), part) for key, part in answer.items())
+    if dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        return ((part.name, getattr(answer, part.name)) for part in dataclasses.fields(answer))
+    if isinstance(answer, tuple | list):
+        names = getattr(answer, "_fields", None) or [str(index) if name else f"output_{index}" for index in range(len(answer))]
+        return zip(names, answer, strict=True)
+    where = f" in {name}" if name else ""
+    raise RefusedError(f"forward gives a {type(answer).__name__}{where}; only tensors in tuples, dicts or dataclasses can be exported")
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the model is called: its inputs by name, as the example has them."""
+
+    traceable: Traceable
+    example: Arrays
+
+    def answer(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run once; the arrays stay as they are, even where forward works in place."""
+        with torch.no_grad():
+            return [tensor.detach().cpu().numpy().copy() for tensor in self.traceable(*self.tensors(arrays))]
+
+    def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor, ...]:
+        return tuple(torch.tensor(arrays[name]) for name in self.example)
+
+
+def bind(model: nn.Module, example: Arrays) -> Call:
+    """Match the example's names with forward's parameters: by keyword where they agree, by position for a single other name."""
+    parameters = [part for name, part in inspect.signature(model.forward).parameters.items() if name != "self"]
+    plain = [part for part in parameters if part.kind in (part.POSITIONAL_OR_KEYWORD, part.KEYWORD_ONLY)]
+    names = [part.name for part in plain]
+    needed = [part.name for part in plain if part.default is part.empty]
+    if any(part.kind is part.VAR_KEYWORD for part in parameters) or all(key in names for key in example):
+        missing = [name for name in needed if name not in example]
+        if not missing:
+            return Call(Traceable(model, tuple(example), by_keyword=True), example)
+        if not _unnamed(example) and len(example) > 1:
+            raise RefusedError(f"the example lacks {', '.join(missing)}: it has {', '.join(example)}; forward takes ({', '.join(names)})")
+    room = len(example) <= len(plain) or any(part.kind is part.VAR_POSITIONAL for part in parameters)
+    if room and len(needed) <= len(example) and _unnamed(example):
+        renamed = dict(zip([*names, *list(example)[len(names) :]], example.values(), strict=False))
+        return Call(Traceable(model, tuple(renamed), by_keyword=False), renamed)
+    if room and len(needed) <= len(example) == 1:
+        return Call(Traceable(model, tuple(example), by_keyword=False), example)
+    raise RefusedError(f"the example's names don't fit: it has {', '.join(example)}; forward takes ({', '.join(names)})")
+
+
+def _unnamed(example: Arrays) -> bool:
+    return list(example) == [f"arr_{index}" for index in range(len(example))]
+
+
+def write_onnx(
+    call: Call, arrays: Arrays, outputs: tuple[str, ...], symbols: dict[str, dict[int, str]], path: Path, opset: int
+) -> list[tuple[str, int, str]]:
+    """Trace the call on `arrays` and write the file. `symbols` names the axes that vary.
+
+    Returns the tracer's warnings (file, line, text): the places where Python values were taken for constants.
+    """
+    logging.disable(logging.CRITICAL)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.onnx.export(
+            call.traceable,
+            call.tensors(arrays),
+            str(path),
+            input_names=list(call.example),
+            output_names=list(outputs),
+            dynamic_axes=symbols,
+            opset_version=opset,
+            dynamo=False,
+        )
+    found = [(w.filename, w.lineno, str(w.message).split(".")[0]) for w in caught if issubclass(w.category, TracerWarning)]
+    return list(dict.fromkeys(found))

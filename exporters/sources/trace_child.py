@@ -1,0 +1,182 @@
+"""Runs the user's model code and traces it to ONNX: a script in a process of its own that imports nothing of tidegate.
+
+    python -P trace_child.py FOLDER      FOLDER/job.json says what; all that is written lies in FOLDER
+
+The rules: the user's folder is first on the import path, so that a package of theirs called `server` or `exporters` is the one that
+they get; the parts beside this file are members of a private package. Only files carry results (stage.txt while it runs, then
+model.onnx, parity.npz, result.json), so that nothing that the user's code prints can be taken for one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "_tidegate_child"
+"""The private name under which this folder is a package here."""
+
+
+class StageError(Exception):
+    """What the user has to be told: the stage, what went wrong, and where in their code (empty where it isn't their code)."""
+
+    def __init__(self, stage: str, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.where = where
+
+
+def own(name: str) -> ModuleType:
+    """The module `name` beside this file, as a member of the private package, so that its relative imports work."""
+    if PACKAGE not in sys.modules:
+        package = ModuleType(PACKAGE)
+        package.__path__ = [str(Path(__file__).parent)]
+        sys.modules[PACKAGE] = package
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def load_file(path: Path, name: str) -> ModuleType:
+    """Run the file as the module `name`."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} isn't a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Stages:
+    """Which stage runs: written to a file, so that the parent can name it for a process that was killed."""
+
+    def __init__(self, folder: Path, homes: tuple[Path, ...]) -> None:
+        self._file = folder / "stage.txt"
+        self._homes = homes
+
+    @contextlib.contextmanager
+    def enter(self, stage: str) -> Iterator[None]:
+        """Any exception inside becomes a StageError of this stage."""
+        self._file.write_text(stage)
+        try:
+            yield
+        except StageError:
+            raise
+        except SystemExit as error:
+            raise StageError(stage, f"the code called exit({error.code!r})", self.place(error)) from error
+        except BaseException as error:  # the user's code may raise anything, and all of it is told the same way
+            raise StageError(stage, told(error), self.place(error)) from error
+
+    def place(self, error: BaseException) -> str:
+        """The innermost line of the user's code in the traceback, as `nets.py:12 in forward`."""
+        if isinstance(error, SyntaxError) and error.filename:
+            return f"{Path(error.filename).name}:{error.lineno}"
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if self.is_theirs(frame.filename)]
+        return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+    def is_theirs(self, filename: str) -> bool:
+        path = Path(filename).resolve()
+        ours = path.parent == Path(__file__).resolve().parent or "site-packages" in path.parts
+        return not ours and any(path.is_relative_to(home) for home in self._homes)
+
+
+def told(error: BaseException) -> str:
+    """An exception in one paragraph: its type and the first lines of its text; our own refusals say all by themselves."""
+    if type(error).__module__.startswith(PACKAGE):
+        return str(error)
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    text = " ".join(lines[:4])
+    return f"{type(error).__name__}: {text[:600]}" if text else type(error).__name__
+
+
+def user_module(job: dict[str, Any]) -> ModuleType:
+    """Import the module that holds the factory, with a command line of its own."""
+    sys.argv = [job["file"] or job["module"]]
+    if job["file"]:
+        path = Path(job["file"])
+        return load_file(path, path.stem)
+    return importlib.import_module(job["module"])
+
+
+def attribute(module: ModuleType, dotted: str) -> Any:
+    """The factory that the job names."""
+    found: Any = module
+    for part in dotted.split("."):
+        if not hasattr(found, part):
+            names = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
+            raise StageError(
+                "factory", f"there is no {dotted!r} in {module.__name__}; it has: {', '.join(names[:12]) or 'nothing to call'}"
+            )
+        found = getattr(found, part)
+    return found
+
+
+def declared(module: ModuleType, name: str) -> Any:
+    """What the module's own function `name` (example, dynamic) answers, None where it has none."""
+    function: Callable[[], Any] | None = getattr(module, name, None)
+    return function() if callable(function) else None
+
+
+def work(job: dict[str, Any], folder: Path, stages: Stages) -> dict[str, Any]:
+    """All stages in order. Returns what result.json says."""
+    with stages.enter("start"):
+        state = own("trace_state")
+        tracing, studying = own("trace_call"), own("trace_study")
+    sys.path[:0] = job["folders"]
+    with stages.enter("import"):
+        module = user_module(job)
+    with stages.enter("factory"):
+        model = state.as_module(attribute(module, job["factory"]))
+        state.check_float32(model)
+    if job["weights"]:
+        with stages.enter("weights"):
+            state.load_weights(model, Path(job["weights"]))
+    with stages.enter("example"):
+        given = state.read_example(Path(job["example"])) if job["example"] else declared(module, "example")
+        call = tracing.bind(model, state.as_arrays(given))
+        axes = studying.checked_axes(job["dynamic"] or declared(module, "dynamic") or {}, call.example)
+    with stages.enter("forward"):
+        study = studying.study(call, axes, job["output_names"], job["seed"])
+    with stages.enter("trace"):
+        caught = tracing.write_onnx(
+            call, studying.traced_inputs(study), study.outputs, study.symbols(), folder / "model.onnx", job["opset"]
+        )
+    with stages.enter("samples"):
+        study.save(folder / "parity.npz")
+        result = study.result()
+    warnings = [f"{Path(file).name}:{line}: {text}" for file, line, text in caught if stages.is_theirs(file)]
+    return {**result, "warnings": warnings, "code": getattr(module, "__file__", None), "torch": state.TORCH_VERSION}
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent: the user's code may run for ever, and nobody would be left to stop it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def main(folder: Path) -> None:
+    die_with_parent()
+    job = json.loads((folder / "job.json").read_text())
+    stages = Stages(folder, tuple(Path(home).resolve() for home in job["folders"]))
+    try:
+        result = {"ok": True, **work(job, folder, stages)}
+    except StageError as failure:
+        result = {"ok": False, "stage": failure.stage, "message": str(failure), "where": failure.where}
+        traceback.print_exc()
+    (folder / "result.json").write_text(json.dumps(result))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads that the user's code started must not keep the process
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,151 @@
+"""The user's model, weights and example, made ready for tracing; a part of trace_child's process, it imports nothing of tidegate."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+TORCH_VERSION = str(torch.__version__)
+LARGEST = 2**31 - 2**24
+"""Bytes of weights that fit one ONNX file beside its graph: protobuf ends at 2 GiB."""
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_PARALLEL = "module."
+_SHOWN = 5
+_FACTORY = "expected a function or class that takes no arguments and gives a torch.nn.Module"
+
+
+class RefusedError(Exception):
+    """What the user gave can't be used; the message stands by itself."""
+
+
+def as_module(made: Any) -> nn.Module:
+    """The model that a factory makes (a module, a class or a function without arguments), in evaluation mode on the CPU."""
+    if not isinstance(made, nn.Module):
+        if not callable(made):
+            raise RefusedError(f"the factory is an object of type {type(made).__name__}; {_FACTORY}")
+        made = made()
+    if not isinstance(made, nn.Module):
+        raise RefusedError(f"the factory gave an object of type {type(made).__name__}; expected a torch.nn.Module")
+    return made.cpu().eval().requires_grad_(False)
+
+
+def check_float32(model: nn.Module) -> None:
+    """Refuse what can't be exported as FP32 in one file."""
+    tensors = [*model.parameters(), *model.buffers()]
+    odd = {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}
+    if odd:
+        raise RefusedError(f"the model holds {', '.join(sorted(odd))} weights; expected torch.float32: call .float() in the factory")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > LARGEST:
+        raise RefusedError(f"the weights take {size / 2**30:.1f} GiB; more than 2 GiB needs external data, which isn't built yet")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict (.safetensors, or what torch.save wrote of one), strictly. Nothing is unpickled but tensors."""
+    state = _state_dict(path)
+    wanted = model.state_dict()
+    if all(name.startswith(_PARALLEL) for name in state) and not any(name.startswith(_PARALLEL) for name in wanted):
+        state = {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
+    faults = _faults(wanted, state)
+    if faults:
+        raise RefusedError(f"{path.name} doesn't fit the model: {'; '.join(faults)}")
+    model.load_state_dict(state)
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    found = _load(path)
+    if isinstance(found, Mapping) and not _all_tensors(found):
+        found = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), found)
+    if not isinstance(found, Mapping) or not found or not _all_tensors(found):
+        raise RefusedError(
+            f"{path.name} holds a {type(found).__name__}, not a state dict: expected what torch.save(model.state_dict(), FILE) writes"
+        )
+    return dict(found)
+
+
+def _load(path: Path) -> Any:
+    """torch.load that unpickles tensors and plain containers only."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise RefusedError(
+            f"{path.name} isn't plain tensors: it is damaged, or a full pickle, which could run any code when loaded and is refused. "
+            f"Where you trust it, load it yourself and save its tensors: torch.save(model.state_dict(), {path.name!r})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RefusedError(f"{path.name} isn't a file that torch.save or safetensors wrote: {reason}") from error
+
+
+def _all_tensors(found: Mapping[Any, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items())
+
+
+def _faults(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from fitting, each with the first few names."""
+    shapes = [
+        f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and isinstance(tensor, Tensor) and state[name].shape != tensor.shape
+    ]
+    listed = (
+        ("missing", [name for name in wanted if name not in state]),
+        ("unexpected", [name for name in state if name not in wanted]),
+        ("of another shape", shapes),
+    )
+    return [f"{len(names)} {what}: {_some(names)}" for what, names in listed if names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f", … ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+
+
+def read_example(path: Path) -> Any:
+    """Example inputs from an .npz (arrays by name) or a .pt file (a dict of tensors, several tensors, or one)."""
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (ValueError, OSError) as error:
+            raise RefusedError(f"{path.name} can't be read as plain arrays: {error}") from error
+    return _load(path)
+
+
+def as_arrays(given: Any) -> dict[str, NDArray[Any]]:
+    """Example inputs as numpy arrays by name; `arr_0`, `arr_1`, … (numpy's own names) where they came without."""
+    if given is None:
+        raise RefusedError(
+            "there is no example: give --example FILE.npz with an array for each input, or define example() beside the factory"
+        )
+    if isinstance(given, Tensor | np.ndarray):
+        given = (given,)
+    if isinstance(given, tuple | list):
+        given = {f"arr_{index}": value for index, value in enumerate(given)}
+    if not isinstance(given, Mapping) or not given:
+        raise RefusedError(
+            f"the example is a {type(given).__name__}; expected arrays by input name, as numpy.savez(file, image=…) writes them"
+        )
+    return {str(name): _as_array(str(name), value) for name, value in given.items()}
+
+
+def _as_array(name: str, value: Any) -> NDArray[Any]:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise RefusedError(f"example input {name!r} holds {array.dtype}; expected numbers or booleans")
+    if array.size == 0:
+        raise RefusedError(f"example input {name!r} is empty: shape {list(array.shape)}")
+    return array

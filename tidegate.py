@@ -1,7 +1,7 @@
 """The `tidegate` command: finds its subcommands by their entry points, so that no package imports another for it.
 
 A subcommand stands in the group `tidegate.commands` as `name = module:app [extra]`: a Typer app, and the extra that it needs
-beyond the core. Only the one that runs is imported; the list of all shows the first sentence of each module's docstring.
+beyond the core. Only the one that runs is imported; the list of all shows the first sentence of each command function's docstring.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _overview(commands: EntryPoints) -> typer.Typer:
         pass
 
     for command in sorted(commands, key=lambda command: command.name):
-        app.command(command.name, help=_summary(command.module))(lambda: None)
+        app.command(command.name, help=_summary(command))(lambda: None)
     return app
 
 
@@ -91,16 +91,21 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _summary(module: str) -> str:
-    """The first sentence of a module's docstring, read from its source: importing it would be slow, and might fail."""
+def _summary(command: EntryPoint) -> str:
+    """The first sentence that the command's own --help shows, read from its source: importing it would be slow, and might fail."""
     try:
-        spec = find_spec(module)
+        spec = find_spec(command.module)
     except ImportError:
         spec = None
     if spec is None or spec.origin is None:
         return ""
-    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
-    return re.split(r"(?<=\.)\s|\n\n", text, maxsplit=1)[0].replace("\n", " ")
+    tree = ast.parse(Path(spec.origin).read_text())
+    made_by = tuple(f"{command.attr}.{maker}(" for maker in ("callback", "command"))
+    made = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) for d in node.decorator_list if ast.unparse(d).startswith(made_by)
+    )
+    text = ast.get_docstring(next(made, tree)) or ""
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0].replace("\n", " ")
 
 
 if __name__ == "__main__":

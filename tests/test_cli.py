@@ -34,8 +34,8 @@ def install_plugin(folder: Path, body: str) -> Path:
     )
     (metadata / "entry_points.txt").write_text("[tidegate.commands]\nplug = plug:app [more]\n")
     (folder / "plug.py").write_text(
-        '"""Do what the plug-in\n    does. And more."""\n\nimport typer\n\napp = typer.Typer(add_completion=False)\n\n'
-        f"@app.command()\ndef plug(word: str = '') -> None:\n{body}"
+        "import typer\n\napp = typer.Typer(add_completion=False)\n\n\n@app.command()\ndef plug(word: str = '') -> None:\n"
+        f'    """Do what the plug-in\n    does. And more."""\n{body}'
     )
     return folder
 
@@ -135,9 +135,7 @@ def test_an_error_of_the_domain_is_one_line(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
     plugins = install_plugin(tmp_path, "    import signal\n    print('started', flush=True)\n    signal.pause()\n")
-    process = subprocess.Popen(
-        [TIDEGATE, "plug"], env=environment(plugins), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([TIDEGATE, "plug"], env=environment(plugins), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)

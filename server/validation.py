@@ -51,7 +51,7 @@ def _key(model: type[BaseModel], detail: ErrorDetails) -> KeyPath:
 
 
 def _text(model: type[BaseModel], key: KeyPath, detail: ErrorDetails) -> str:
-    given = str(detail["input"])[:SHOWN]
+    given = "…" if key and "password" in str(key[-1]) else str(detail["input"])[:SHOWN]
     match detail["type"]:
         case "extra_forbidden":
             return f"unknown key {key[-1]!r}{nearest(str(key[-1]), _words(model, key[:-1]))}"

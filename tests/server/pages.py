@@ -1,0 +1,70 @@
+"""The parts of docs/ that are written from the code. `python -m tests.server.pages` writes them; test_pages says when that's due."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from server.config import KEYS, Settings, settings_schema
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def settings_table() -> str:
+    """Every setting with its default and what it does."""
+    rows = []
+    for flat, key in KEYS.items():
+        model: type = Settings
+        for part in key[:-1]:
+            model = model.model_fields[part].annotation  # type: ignore[attr-defined]
+        field = model.model_fields[key[-1]]  # type: ignore[attr-defined]
+        default = "" if field.is_required() else f"`{_plain(key, field.default)}`"
+        rows.append((f"`{'.'.join(key)}`", f"`TIDEGATE_{flat.upper()}`", default, field.description))
+    return _table(("Setting", "Variable", "Default", "What it is"), rows)
+
+
+def _plain(key: tuple[str, ...], value: object) -> str:
+    """A default as a person would write it in the file."""
+    if value is None:
+        return "none"
+    if isinstance(value, int) and value >= 1024 and not key[-1].endswith("port"):
+        power = (value.bit_length() - 1) // 10
+        return f"{value >> 10 * power}{('B', 'KiB', 'MiB', 'GiB')[power]}"
+    if isinstance(value, float) and key[-1] != "access_sample":
+        return f"{value:g}s"
+    return f"{value}"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    head = tuple(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def section(page: str, name: str, content: str) -> str:
+    """`page` with what stands between the marks of `name` replaced."""
+    begin, end = f"<!-- {name}: written by python -m tests.server.pages -->", f"<!-- /{name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    assert pattern.search(page), f"the page has no marks for {name!r}"
+    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", page)
+
+
+def _sectioned(name: str, part: str, content: Callable[[], str]) -> tuple[Path, Callable[[], str]]:
+    path = DOCS / name
+    return path, lambda: section(path.read_text(), part, content())
+
+
+PAGES: Mapping[Path, Callable[[], str]] = dict(
+    (
+        (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
+        _sectioned("configuration.md", "settings", settings_table),
+    )
+)
+"""File → what it should hold."""
+
+
+if __name__ == "__main__":
+    for path, text in PAGES.items():
+        path.write_text(text())

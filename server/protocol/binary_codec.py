@@ -23,6 +23,7 @@ from server.tensors import DType, Tensor
 MAX_HEAD = 4096
 MAX_ENTRIES = 1024
 MAX_CACHED_BYTES = 1 << 20
+COPY_BELOW = 1 << 16
 
 _ID = re.compile(rb'\{"id":"([ !#-\[\]-~]*)(?=")')  # printable ASCII without quote and backslash: the text is its own spelling
 _LENGTH = Struct("<I")
@@ -182,3 +183,13 @@ def write_strings(array: Tensor) -> bytes:
         raw = value if type(value) is bytes else str(value).encode()
         pieces += (_LENGTH.pack(len(raw)), raw)
     return b"".join(pieces)
+
+
+def raw_values(array: Tensor) -> bytes | memoryview:
+    """A tensor as it travels, row-major. From COPY_BELOW bytes on it's a view of a contiguous array, so that the array's memory
+    may not be reused before it is sent."""
+    if array.dtype == object:
+        return write_strings(array)
+    if array.nbytes < COPY_BELOW:
+        return array.tobytes()
+    return np.ascontiguousarray(array).reshape(-1).view(_UINT8).data

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import orjson
 
 from server.errors import BackendFailure
 from server.messages import InferResponse
-from server.protocol.binary_codec import write_strings
+from server.protocol.binary_codec import COPY_BELOW, raw_values, write_strings
 from server.protocol.json_codec import to_json
 from server.protocol.reply import Reply
 from server.tensors import DType, Tensor, dtype_of
 
 MAX_ENTRIES = 1024
 MAX_HEAD = 4096
-COPY_BELOW = 1 << 16
-"""Bytes. A smaller output is copied; a larger one's blob is a view, so that its memory may not be reused before it is sent."""
 
 _JSON_BYTES = {"BOOL": 6, "UINT8": 4, "INT8": 5, "UINT16": 6, "INT16": 7, "UINT32": 11, "INT32": 12, "FP16": 13, "BF16": 13, "FP32": 13}
 
@@ -75,7 +72,7 @@ class Encoder:
         if form[2]:
             return _fill(form, response, reply)
         blobs: list[bytes | memoryview] = [
-            array.tobytes() if array.nbytes < COPY_BELOW else _view(array) for array in response.outputs.values()
+            array.tobytes() if array.nbytes < COPY_BELOW else raw_values(array) for array in response.outputs.values()
         ]
         head = form[3]
         if request_id or response.parameters:
@@ -153,12 +150,5 @@ def _fill(form: _Form, response: InferResponse, reply: Reply) -> Encoded:
     blobs: list[bytes | memoryview] = []
     for name, array in response.outputs.items():
         if reply.binary.get(name, reply.binary_default):
-            blobs.append(strings[name] if name in strings else _view(array))
+            blobs.append(strings[name] if name in strings else raw_values(array))
     return Encoded(head, blobs, form.binary, len(head) + form.blob_bytes + sum(map(len, strings.values())))
-
-
-def _view(array: Tensor) -> bytes | memoryview:
-    """The values, row-major: a copy where that is cheap or the array isn't contiguous, else a view."""
-    if array.nbytes < COPY_BELOW:
-        return array.tobytes()
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

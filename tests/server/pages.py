@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from server.config import KEYS, Settings, settings_schema
+from server.gate import ANONYMOUS, CLASSES, Operation
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -37,6 +38,26 @@ def _plain(key: tuple[str, ...], value: object) -> str:
     return f"{value}"
 
 
+def gate_table() -> str:
+    """Each operation, its class, and who may."""
+    rows = [
+        (
+            f"`{operation.name.lower()}`",
+            operation.what,
+            operation.grant,
+            "yes" if operation.grant in ANONYMOUS.grants else "on loopback only",
+            f"tokens with `{operation.grant}`",
+        )
+        for operation in Operation
+    ]
+    return _table(("Operation", "What it is", "Class", "Anonymous", "Others"), rows)
+
+
+def classes_table() -> str:
+    """The classes of operations."""
+    return _table(("Class", "Lets a principal"), ((f"`{name}`", what) for name, what in CLASSES.items()))
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = tuple(head)
     lines = [head, ["---"] * len(head), *rows]
@@ -51,15 +72,23 @@ def section(page: str, name: str, content: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", page)
 
 
-def _sectioned(name: str, part: str, content: Callable[[], str]) -> tuple[Path, Callable[[], str]]:
+def _sectioned(name: str, sections: Mapping[str, Callable[[], str]]) -> tuple[Path, Callable[[], str]]:
     path = DOCS / name
-    return path, lambda: section(path.read_text(), part, content())
+
+    def page() -> str:
+        text = path.read_text()
+        for part, content in sections.items():
+            text = section(text, part, content())
+        return text
+
+    return path, page
 
 
 PAGES: Mapping[Path, Callable[[], str]] = dict(
     (
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
-        _sectioned("configuration.md", "settings", settings_table),
+        _sectioned("configuration.md", {"settings": settings_table}),
+        _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )
 )
 """File → what it should hold."""

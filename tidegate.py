@@ -27,6 +27,8 @@ from server.errors import TidegateError
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one subcommand and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--"]:
+        arguments = arguments[1:]
     commands = entry_points(group="tidegate.commands")
     try:
         if arguments and arguments[0] in commands.names:
@@ -100,10 +102,9 @@ def _summary(command: EntryPoint) -> str:
     if spec is None or spec.origin is None:
         return ""
     tree = ast.parse(Path(spec.origin).read_text())
-    made_by = tuple(f"{command.attr}.{maker}(" for maker in ("callback", "command"))
-    made = (
-        node for node in tree.body if isinstance(node, ast.FunctionDef) for d in node.decorator_list if ast.unparse(d).startswith(made_by)
-    )
+    makers = (f"{command.attr}.command(", f"{command.attr}.callback(")
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    made = (f for f in functions if any(ast.unparse(decorator).startswith(makers) for decorator in f.decorator_list))
     text = ast.get_docstring(next(made, tree)) or ""
     return re.split(r"(?<=\.)\s", text, maxsplit=1)[0].replace("\n", " ")
 

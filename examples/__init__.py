@@ -1,0 +1,1 @@
+"""Trained models, the demo and the configurations that README shows."""

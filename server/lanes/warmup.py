@@ -80,7 +80,7 @@ def warm_up(backend: Backend, rows: Sequence[int], seed: int = 0, *, trust_batch
     of the other axes that vary, 0 to try FREE_AXES. Raises ModelDefect where the model fails on an input that it must take.
     """
     trial = _Trial(backend, np.random.default_rng(seed), free_axis or FREE_AXES[0])
-    claim = _claim(backend)
+    claim = _claim(backend, trust_batch_axis)
     try:
         _first_run(trial, (free_axis,) if free_axis else FREE_AXES)
     except _Refused as error:
@@ -104,10 +104,10 @@ def warm_up(backend: Backend, rows: Sequence[int], seed: int = 0, *, trust_batch
     return WarmUp(latency, batched=True)
 
 
-def _claim(backend: Backend) -> str:
-    """Why the specs don't make rows, "" where they do."""
+def _claim(backend: Backend, trusted: bool) -> str:
+    """Why the specs don't make rows, "" where they do: in every tensor, unless somebody vouches for those in which they don't."""
     tensors = [("input", spec) for spec in backend.inputs] + [("output", spec) for spec in backend.outputs]
-    if any(spec.batch_axis == 0 for spec in backend.inputs):
+    if any(spec.batch_axis == 0 for spec in backend.inputs) and (trusted or all(spec.batch_axis == 0 for _, spec in tensors)):
         return ""
     fixed = [f"{what} {spec.name!r} is {list(spec.shape)}" for what, spec in tensors if spec.shape[:1] != (-1,)]
     return f"the first axis isn't variable in every input and output: {', '.join(fixed)}" if fixed else "no input is declared per row"

@@ -1,0 +1,234 @@
+"""From a repository entry to what a lane can open: reads model.yaml and the manifest (or a bare model.onnx), chooses the precision, and
+checks the file before any runtime sees it. Blocks (a large file is hashed); call it off the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from server.backends.base import VariantSpec
+from server.backends.registry import DEFAULT
+from server.config import Settings
+from server.errors import ModelDefect
+from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
+from server.repository.model_config import CONFIG_NAME, ModelConfig, TensorConfig, read_model_config
+from server.repository.onnx_files import Value, check_external, read_onnx
+from server.repository.store import Entry
+from server.tensors import DTYPES, TensorSpec
+from server.validation import nearest
+
+BARE_NAME = "model.onnx"
+BARE_OPTIMIZATION_LEVEL = 2
+PORTABLE_LEVEL = 2  # up to here the exporter writes plain ONNX, the same for every device
+MAX_LABELS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Loadable:
+    """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows."""
+
+    config: ModelConfig
+    spec: VariantSpec
+    manifest: Manifest | None
+    trust_batch_axis: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The file to open, and what is known of its tensors: all of them from a manifest, else those that model.yaml speaks of."""
+
+    path: Path
+    precision: str
+    backend: str
+    optimization_level: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def describe(entry: Entry, version: str, settings: Settings) -> Loadable:
+    """What to open for one version of an entry. `settings` say where models run that don't say it themselves.
+
+    Raises ModelDefect with the file, what was expected and what was found.
+    """
+    try:
+        return _describe(entry, version, settings)
+    except OSError as error:
+        raise ModelDefect(f"{error.filename or entry.path}: can't be read: {error.strerror or error}") from error
+
+
+def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
+    folder = entry.path / version
+    if not folder.is_dir():
+        raise ModelDefect(f"{folder}: no such folder, so there is no version {version} of model {entry.name!r}")
+    config = read_model_config(entry.path)
+    device = config.lanes.device or settings.lanes.device
+    manifest = read_manifest(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).exists() else None
+    found = (
+        _bare(entry, folder, config) if manifest is None else _exported(entry, folder, config, _choose(manifest, folder, config, device))
+    )
+    spec = VariantSpec(
+        model=entry.name,
+        version=version,
+        precision=found.precision,
+        backend=found.backend,
+        path=found.path,
+        device=device,
+        threads=config.lanes.threads or settings.lanes.threads,
+        optimization_level=found.optimization_level,
+        inputs=_completed(entry, "inputs", found.inputs, config.inputs),
+        outputs=_completed(entry, "outputs", found.outputs, config.outputs),
+    )
+    return Loadable(config, spec, manifest, trust_batch_axis=manifest is not None or bool(_axes_said(config)))
+
+
+def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) -> Variant:
+    """The variant that model.yaml asks for, else FP32, else the first; of those that run on the device."""
+    where, wanted = folder / MANIFEST_NAME, config.precision.active
+    named = [variant for variant in manifest.variants if wanted in (None, variant.precision)]
+    if not named:
+        have = ", ".join(variant.precision for variant in manifest.variants)
+        raise ModelDefect(f"{folder.parent / CONFIG_NAME}: precision.active: {wanted!r} isn't among those of {where}: {have}")
+    fitting = [variant for variant in named if _runs_on(variant, device)]
+    if not fitting:
+        made = ", ".join(f"{variant.precision} for {variant.target}" for variant in named)
+        raise ModelDefect(f"{where}: made {made}, which device {device} doesn't run; export it for that target")
+    return next((variant for variant in fitting if variant.precision == "fp32"), fitting[0])
+
+
+def _runs_on(variant: Variant, device: str) -> bool:
+    """FP32 up to PORTABLE_LEVEL runs anywhere; what was fused, cast or quantised was so for one target."""
+    if variant.precision == "fp32" and variant.optimization_level <= PORTABLE_LEVEL and variant.target != "tensorrt":
+        return True
+    return (variant.target == "cpu") == (device == "cpu")
+
+
+def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant) -> _Found:
+    """A variant of the manifest, its file held to what the manifest says of it."""
+    if config.backend not in (None, variant.backend):
+        said = f"{entry.path / CONFIG_NAME}: backend: {config.backend!r}"
+        raise ModelDefect(f"{said}, but {folder / MANIFEST_NAME} has {variant.backend!r} for {variant.precision}")
+    path = _file(entry, folder / variant.file)
+    size = path.stat().st_size
+    again = f"{MANIFEST_NAME} says; it was changed or cut short after its export, so export it again"
+    if size != variant.size:
+        raise ModelDefect(f"{path}: {size} bytes, not the {variant.size} that {again}")
+    sha256 = file_sha256(path)
+    if sha256 != variant.sha256:
+        raise ModelDefect(f"{path}: its sha256 is {sha256[:16]}…, not the {variant.sha256[:16]}… that {again}")
+    if path.suffix == ".onnx" and (external := read_onnx(path).external):
+        raise ModelDefect(f"{path}: its weights lie in {min(external)[:200]!r}, for which {MANIFEST_NAME} has no hash")
+    _check_names(entry, "inputs", config.inputs, [tensor.name for tensor in variant.inputs])
+    _check_names(entry, "outputs", config.outputs, [tensor.name for tensor in variant.outputs])
+    specs = [tuple(_from_manifest(folder, tensor) for tensor in tensors) for tensors in (variant.inputs, variant.outputs)]
+    return _Found(path, variant.precision, variant.backend, variant.optimization_level, *specs)
+
+
+def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:
+    where = f"{folder / MANIFEST_NAME}: tensor {tensor.name!r}"
+    if tensor.datatype not in DTYPES:
+        raise ModelDefect(f"{where}: unknown datatype {tensor.datatype!r}{nearest(tensor.datatype.upper(), DTYPES)}")
+    if tensor.batch_axis not in (0, None) or (tensor.batch_axis == 0 and not tensor.shape):
+        raise ModelDefect(f"{where}: batch_axis {tensor.batch_axis} of the shape {list(tensor.shape)}; expected 0 or null")
+    if any(axis < -1 for axis in tensor.shape) or len(tensor.max_shape or tensor.shape) != len(tensor.shape):
+        raise ModelDefect(f"{where}: shape {list(tensor.shape)} and max_shape {tensor.max_shape} don't fit; -1 is an axis that varies")
+    return tensor.spec()
+
+
+def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
+    """A model.onnx without a manifest: all is read from the file."""
+    if not (folder / BARE_NAME).exists():
+        have = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter) or {BARE_NAME}; found {have}")
+    path = _file(entry, folder / BARE_NAME)
+    file = read_onnx(path)
+    check_external(path, file.external)
+    if config.precision.active not in (None, file.precision):
+        said = f"{entry.path / CONFIG_NAME}: precision.active: {config.precision.active!r}"
+        raise ModelDefect(f"{said}, but {path} is {file.precision}; `tidegate export` makes other precisions of it")
+    _check_names(entry, "inputs", config.inputs, [value.name for value in file.inputs])
+    _check_names(entry, "outputs", config.outputs, [value.name for value in file.outputs])
+    inputs = [_said(value, config.inputs) for value in file.inputs]
+    outputs = [_said(value, config.outputs) for value in file.outputs]
+    silent = [value for value in (*inputs, *outputs) if value.name not in _axes_said(config)]
+    axis = 0 if all(value.shape is None or value.shape[:1] == (-1,) for value in silent) else None
+    specs = [
+        tuple(_spec(entry, section, value, axis) for value in values if value.name in tensors)
+        for section, values, tensors in (("inputs", inputs, config.inputs), ("outputs", outputs, config.outputs))
+    ]
+    return _Found(path, file.precision, config.backend or DEFAULT, BARE_OPTIMIZATION_LEVEL, *specs)
+
+
+def _said(value: Value, tensors: Mapping[str, TensorConfig]) -> Value:
+    """A value with what model.yaml says of it; the backend compares that with the file."""
+    said = tensors.get(value.name, TensorConfig())
+    return Value(value.name, said.dtype or value.datatype, value.shape if said.shape is None else said.shape)
+
+
+def _spec(entry: Entry, section: str, value: Value, axis: int | None) -> TensorSpec:
+    where = f"{entry.path / CONFIG_NAME}: {section}.{value.name}"
+    if value.datatype is None or value.shape is None:
+        missing = "dtype" if value.datatype is None else "shape"
+        raise ModelDefect(f"{where}: the file doesn't say its {missing}, so it must be given here")
+    return TensorSpec(value.name, value.datatype, value.shape, axis)
+
+
+def _axes_said(config: ModelConfig) -> frozenset[str]:
+    """The tensors of which model.yaml says whether they are per row."""
+    tensors = [*config.inputs.items(), *config.outputs.items()]
+    return frozenset(name for name, tensor in tensors if "batch_axis" in tensor.model_fields_set)
+
+
+def _check_names(entry: Entry, section: str, tensors: Iterable[str], names: Sequence[str]) -> None:
+    for name in tensors:
+        if name not in names:
+            raise ModelDefect(f"{entry.path / CONFIG_NAME}: {section}.{name}: the model has none of this name{nearest(name, names)}")
+
+
+def _completed(entry: Entry, section: str, known: Sequence[TensorSpec], tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:
+    """The specs with what model.yaml says of them."""
+    where = f"{entry.path / CONFIG_NAME}: {section}"
+    return tuple(_with(entry, f"{where}.{spec.name}", spec, tensors[spec.name]) if spec.name in tensors else spec for spec in known)
+
+
+def _with(entry: Entry, where: str, spec: TensorSpec, said: TensorConfig) -> TensorSpec:
+    spec = replace(spec, datatype=said.dtype or spec.datatype, shape=spec.shape if said.shape is None else said.shape)
+    if "batch_axis" in said.model_fields_set:
+        spec = replace(spec, batch_axis=said.batch_axis)
+    if spec.batch_axis == 0 and not spec.shape:
+        raise ModelDefect(f"{where}: batch_axis 0 of a tensor without axes")
+    if said.max_shape is not None:
+        if len(said.max_shape) != len(spec.shape):
+            raise ModelDefect(f"{where}: max_shape has {len(said.max_shape)} axes, the tensor {len(spec.shape)}")
+        spec = replace(spec, max_shape=said.max_shape)
+    return spec if said.labels is None else replace(spec, labels=_labels(entry, where, spec, said.labels))
+
+
+def _labels(entry: Entry, where: str, spec: TensorSpec, name: str) -> tuple[str, ...]:
+    """The lines of the labels file. Raises ModelDefect where there aren't as many as the last axis is long."""
+    if "/" in name or name.startswith("."):
+        raise ModelDefect(f"{where}: labels: expected the name of a file beside {CONFIG_NAME}, got {name!r}")
+    path = _file(entry, entry.path / name)
+    if path.stat().st_size > MAX_LABELS_BYTES:
+        raise ModelDefect(f"{path}: larger than {MAX_LABELS_BYTES} bytes, which no list of labels needs")
+    try:
+        labels = tuple(path.read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelDefect(f"{path}: can't be read as text: {error}") from error
+    if spec.shape and spec.shape[-1] not in (-1, len(labels)):
+        raise ModelDefect(f"{path}: {len(labels)} labels, but the last axis of {spec.name!r} is {spec.shape[-1]} long")
+    return labels
+
+
+def _file(entry: Entry, path: Path) -> Path:
+    """`path`, links followed. Raises ModelDefect unless that is a file inside the repository."""
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ModelDefect(f"{path}: no such file") from error
+    if not real.is_relative_to(entry.path.parent.resolve()):
+        raise ModelDefect(f"{path}: a link that leads out of the repository")
+    if not real.is_file():
+        raise ModelDefect(f"{path}: not a file")
+    return real

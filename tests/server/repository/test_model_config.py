@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+
+from server.config import VERSION
+from server.errors import ModelDefect
+from server.repository.model_config import (
+    NOT_BUILT,
+    Batching,
+    Lanes,
+    ModelConfig,
+    Precision,
+    Queue,
+    TensorConfig,
+    Versions,
+    Warmup,
+    read_model_config,
+)
+
+FULL = """
+name: m
+description: sorts letters
+backend: onnxruntime
+batching: {max_rows: 32}
+queue: {max_rows: 256}
+precision: {active: fp16}
+versions: {policy: [1, "3"]}
+lanes: {count: 2, kind: thread, device: cuda:0, threads: auto}
+warmup: {rows: [1, 8]}
+inputs:
+  x: {dtype: FP32, shape: [-1, 16], batch_axis: 0, max_shape: [64, 16]}
+outputs:
+  y: {labels: names.txt}
+  z: {batch_axis: null}
+"""
+
+
+def read(folder: Path, text: str) -> ModelConfig:
+    entry = folder / "m"
+    entry.mkdir(exist_ok=True)
+    (entry / "model.yaml").write_text(text)
+    return read_model_config(entry)
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(ModelDefect) as caught:
+        read(folder, text)
+    return str(caught.value).removeprefix(f"{folder / 'm' / 'model.yaml'}:")
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, FULL) == ModelConfig(
+        name="m",
+        description="sorts letters",
+        backend="onnxruntime",
+        batching=Batching(max_rows=32),
+        queue=Queue(max_rows=256),
+        precision=Precision(active="fp16"),
+        versions=Versions(policy=("1", "3")),
+        lanes=Lanes(count=2, kind="thread", device="cuda:0", threads=0),
+        warmup=Warmup(rows=(1, 8)),
+        inputs={"x": TensorConfig(dtype="FP32", shape=(-1, 16), batch_axis=0, max_shape=(64, 16))},
+        outputs={"y": TensorConfig(labels="names.txt"), "z": TensorConfig(batch_axis=None)},
+    )
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "batching:\nqueue:\ninputs: {}\n"])
+def test_nothing_said_is_the_defaults(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text) == ModelConfig()
+
+
+def test_no_file_is_the_defaults(tmp_path: Path) -> None:
+    config = read_model_config(tmp_path)
+    assert config == ModelConfig()
+    assert (config.batching.max_rows, config.queue.max_rows, config.versions.policy) == (64, 1024, "latest")
+
+
+def test_a_batch_axis_that_is_null_was_said(tmp_path: Path) -> None:
+    outputs = read(tmp_path, "outputs: {a: {batch_axis: null}, b: {shape: [-1, 4]}}").outputs
+    assert "batch_axis" in outputs["a"].model_fields_set
+    assert "batch_axis" not in outputs["b"].model_fields_set
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batching:\n  max_row: 3", "2: batching.max_row: unknown key 'max_row'; did you mean 'max_rows'?"),
+        ("\n\nbaching: {}", "3: baching: unknown key 'baching'; did you mean 'batching'?"),
+        ("inputs:\n  x:\n    dtyp: FP32", "3: inputs.x.dtyp: unknown key 'dtyp'; did you mean 'dtype'?"),
+        ("inputs: {x: {dtype: fp32}}", "1: inputs.x.dtype: unknown datatype 'fp32'; did you mean 'FP32'?"),
+        ("lanes:\n  kind: thred", "2: lanes.kind: got 'thred'; did you mean 'thread'?"),
+        ("lanes: {kind: process}", f"1: lanes.kind: process isn't built yet in tidegate {VERSION}"),
+        ("lanes: {device: gpu}", "1: lanes.device: "),
+        ("lanes: {count: -1}", "1: lanes.count: "),
+        ("lanes: {threads: many}", "1: lanes.threads: "),
+        ("batching: {max_rows: 0}", "1: batching.max_rows: "),
+        ("batching: {max_rows: 1.5}", "1: batching.max_rows: "),
+        ("batching: {max_rows: 64\nqueue: 1", "2: "),
+        ("batching: 3", "1: batching: "),
+        ("batching: {max_rows: 1, max_rows: 2}", "1: key 'max_rows' is given twice (first in line 1)"),
+        ("versions: {policy: lates}", "1: versions.policy: expected latest, all or a list of versions such as [1, 3]; got 'lates'"),
+        ("versions: {policy: []}", "1: versions.policy: expected latest, all or a list"),
+        ("versions: {policy: [0]}", "1: versions.policy: a version is a whole number from 1, got 0"),
+        ("versions: {policy: ['01']}", "1: versions.policy: a version is a whole number from 1, got '01'"),
+        ("versions: {policy: [true]}", "1: versions.policy: a version is a whole number from 1, got True"),
+        ("inputs: {x: {batch_axis: 1}}", "1: inputs.x.batch_axis: expected 0, or null where the tensor isn't per row, got 1"),
+        ("inputs: {x: {shape: [-2]}}", "1: inputs.x.shape.0: "),
+        ("name: other", "1: name: is 'other', but the folder, whose name clients ask for, is 'm'"),
+        ("- a\n- b", "1: expected keys and values, got list"),
+        ("a: !!python/object/apply:os.system [ls]", "1: tag "),
+        ("inputs: &a {x: *a}", "1: "),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    assert refusal(tmp_path, text).startswith(message)
+
+
+@pytest.mark.parametrize("key", [(*section, word) for section, words in NOT_BUILT.items() for word in words])
+def test_later_keys_are_refused_by_name(tmp_path: Path, key: tuple[str, ...]) -> None:
+    text = f"{key[-1]}: 1" if len(key) == 1 else f"{key[0]}: {{{key[1]}: 1}}"
+    assert refusal(tmp_path, text) == f"1: {'.'.join(key)}: isn't built yet in tidegate {VERSION}"
+
+
+@pytest.mark.parametrize("key", [(*section, word) for section, words in NOT_BUILT.items() for word in words])
+def test_later_keys_are_not_built_indeed(key: tuple[str, ...]) -> None:
+    """A key that is built must leave the list."""
+    model = ModelConfig if len(key) == 1 else ModelConfig.model_fields[key[0]].annotation
+    assert key[-1] not in model.model_fields  # type: ignore[union-attr]
+
+
+def test_a_file_too_large_is_refused(tmp_path: Path) -> None:
+    assert "larger than" in refusal(tmp_path, "# " + "x" * (1 << 20))
+
+
+def test_a_file_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").mkdir()
+    with pytest.raises(ModelDefect, match="can't be read"):
+        read_model_config(tmp_path)

@@ -1,0 +1,93 @@
+"""Every metric: its name, kind, help, labels and buckets. Exposition, monitor, dashboards and docs read them here and nowhere else.
+
+Imports nothing but the standard library, because the monitor reads it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+MODEL_LABELS = ("model", "version", "precision")
+
+REQUEST_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
+PHASE_SECONDS = (0.00005, 0.00025, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+PHASES = ("decode", "queue", "gather", "compute", "scatter", "encode")
+"""What a request goes through, in order."""
+
+OUTCOMES: Mapping[str, str] = {
+    **dict.fromkeys(("invalid", "too_large", "not_found", "unsupported", "unauthenticated", "denied"), "refused"),
+    **dict.fromkeys(("unavailable", "overloaded", "deadline", "model_unavailable", "draining"), "rejected"),
+    **dict.fromkeys(("backend", "model_defect", "config", "internal"), "failed"),
+    "cancelled": "cancelled",
+}
+"""Reason of a request that wasn't answered → its outcome: refused (the client's doing), rejected (not now), failed (ours), cancelled."""
+
+SUCCESS = "success"
+USUAL_REASONS = ("invalid", "overloaded", "deadline", "backend", "cancelled")
+"""Reasons whose series exist from the start, so that the first failure is seen as an increase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family. `buckets` are a histogram's upper bounds, without +Inf."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+REQUEST_DURATION = Metric(
+    "tidegate_request_duration_seconds",
+    "histogram",
+    "Seconds from a request's last byte to its answer, of successful requests.",
+    MODEL_LABELS,
+    REQUEST_SECONDS,
+)
+PHASE_DURATION = Metric(
+    "tidegate_phase_duration_seconds",
+    "histogram",
+    "Seconds that requests spent in each phase; a batch's gather, compute and scatter count once for each of its requests.",
+    (*MODEL_LABELS, "phase"),
+    PHASE_SECONDS,
+)
+REQUESTS = Metric(
+    "tidegate_requests_total",
+    "counter",
+    "Requests by outcome (success, refused, rejected, failed, cancelled) and a failure's reason; model is empty where none was found.",
+    (*MODEL_LABELS, "outcome", "reason"),
+)
+BATCHES = Metric("tidegate_batches_total", "counter", "Batches run, by the reason for which they were cut.", (*MODEL_LABELS, "reason"))
+BATCH_ROWS = Metric("tidegate_batch_rows", "histogram", "Rows of each batch.", MODEL_LABELS, ROWS)
+ROWS_TOTAL = Metric("tidegate_rows_total", "counter", "Rows run.", MODEL_LABELS)
+LANE_BUSY = Metric("tidegate_lane_busy_seconds_total", "counter", "Seconds that a lane spent running batches.", (*MODEL_LABELS, "lane"))
+QUEUE_ROWS = Metric("tidegate_queue_rows", "gauge", "Rows that wait for a batch.", ("model", "version"))
+MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
+INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
+CONNECTIONS = Metric("tidegate_connections", "gauge", "Open HTTP connections.")
+LOOP_BUSY = Metric(
+    "tidegate_loop_busy_ratio", "gauge", "Share of the last second that the event loop's thread was computing; 1 also where it's stuck."
+)
+LOG_LINES_DROPPED = Metric("tidegate_log_lines_dropped_total", "counter", "Log lines lost because stderr took no more.")
+BUILD_INFO = Metric("tidegate_build_info", "gauge", "1; the labels say which server this is.", ("version", "python"))
+
+PROCESS = (
+    Metric("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
+    Metric("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    Metric("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+    Metric("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),
+    Metric("process_open_fds", "gauge", "Number of open file descriptors."),
+    Metric("process_max_fds", "gauge", "Maximum number of open file descriptors."),
+)
+"""What prometheus_client's own collector says about the process."""
+
+_ALL = (
+    *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, BATCHES, BATCH_ROWS, ROWS_TOTAL, LANE_BUSY, QUEUE_ROWS, MODEL_READY),
+    *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, BUILD_INFO, *PROCESS),
+)
+CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -1,0 +1,92 @@
+"""Figures → prometheus_client's families, at scrape time."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from server.config import VERSION
+from server.metrics import catalogue
+from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, Metric
+from server.metrics.recorder import UNROUTED, Counts, Figures, GaugeKey, Recorder
+
+log = logging.getLogger(__name__)
+
+
+def registry_of(recorder: Recorder) -> CollectorRegistry:
+    """A registry with the server's families and the process's."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(RecorderCollector(recorder))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+class RecorderCollector(Collector):
+    """Reads a Recorder, in the thread that scrapes."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def collect(self) -> Iterable[Family]:
+        figures, unrouted, gauges = self._recorder.snapshot()
+        yield _histograms(catalogue.REQUEST_DURATION, [(each.key, each.duration) for each in figures])
+        yield _histograms(
+            catalogue.PHASE_DURATION, [((*each.key, phase), getattr(each, phase)) for each in figures for phase in catalogue.PHASES]
+        )
+        yield _histograms(catalogue.BATCH_ROWS, [(each.key, each.rows) for each in figures])
+        yield _numbers(catalogue.REQUESTS, _requests(figures, unrouted))
+        yield _numbers(
+            catalogue.BATCHES, (((*each.key, reason), count) for each in figures for reason, count in each.batches.copy().items())
+        )
+        yield _numbers(catalogue.ROWS_TOTAL, ((each.key, each.rows[-1]) for each in figures))
+        yield _numbers(catalogue.LANE_BUSY, (((*each.key, lane), busy) for each in figures for lane, busy in each.lanes.copy().items()))
+        yield _numbers(catalogue.BUILD_INFO, [((VERSION, platform.python_version()), 1.0)])
+        yield from _read(gauges)
+
+
+def _requests(figures: Sequence[Figures], unrouted: dict[str, int]) -> Iterator[tuple[Sequence[str], float]]:
+    for each in figures:
+        yield (*each.key, SUCCESS, ""), sum(each.duration[:-1])
+        for reason, count in each.failures.copy().items():
+            yield (*each.key, OUTCOMES[reason], reason), count
+    for reason, count in unrouted.items():
+        yield (*UNROUTED, OUTCOMES[reason], reason), count
+
+
+def _read(gauges: dict[GaugeKey, Callable[[], float]]) -> Iterator[Family]:
+    values: dict[str, list[tuple[Sequence[str], float]]] = {}
+    for (name, labels), read in gauges.items():
+        try:
+            value = float(read())
+        except Exception:  # whatever one part can't say must not hide what all the others do
+            log.warning("no value for metric %s", name, exc_info=True)
+            continue
+        values.setdefault(name, []).append(([value_ for _, value_ in labels], value))
+    for name, samples in values.items():
+        yield _numbers(CATALOGUE[name], samples)
+
+
+def _numbers(metric: Metric, samples: Iterable[tuple[Sequence[str], float]]) -> Family:
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=metric.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histograms(metric: Metric, samples: Iterable[tuple[Sequence[str], Counts]]) -> Family:
+    bounds = [*map(floatToGoString, metric.buckets), "+Inf"]
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, live in samples:
+        counts = live.copy()
+        family.add_metric(labels, list(zip(bounds, accumulate(counts[:-1]), strict=True)), counts[-1])
+    return family

@@ -1,0 +1,45 @@
+"""Runs a three-number model on a device, for `tidegate doctor`: in a process of its own, since a broken runtime or driver may crash it.
+
+`python -m server.commands.trial cuda:0` prints the runtime's version, or what went wrong and exits 1.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from server.backends.base import VariantSpec
+from server.backends.registry import DEFAULT, backend_named
+from server.errors import TidegateError
+
+DOUBLE = (
+    b'\x08\x08\x12\x00:7\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x10\n\x01x\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01N'
+    b"b\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01NB\x04\n\x00\x10\x11"
+)
+"""An ONNX file: y = x + x, FP32 [N]."""
+
+
+def try_device(device: str) -> str:
+    """The runtime's version, when it gives right answers on `device`. Raises TidegateError where it can't, with the reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "double.onnx"
+        path.write_bytes(DOUBLE)
+        backend_class = backend_named(DEFAULT)
+        backend = backend_class.open(VariantSpec("trial", "1", "fp32", DEFAULT, path, device=device, threads=1))
+        try:
+            answer = backend.run({"x": np.array([1, 2, 3], np.float32)}, 3)["y"].tolist()
+        finally:
+            backend.close()
+    if answer != [2, 4, 6]:
+        raise TidegateError(f"it answered {answer} in place of [2, 4, 6]")
+    return backend_class.version
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(try_device(sys.argv[1]))
+    except TidegateError as error:
+        sys.exit(str(error))

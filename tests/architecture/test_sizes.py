@@ -16,6 +16,7 @@ MODULE_LINES, FUNCTION_LINES, PARAMETERS, FOLDER_FILES, DEPTH, BROAD_EXCEPTS = 3
 
 WAIVED = {
     "server": "its top folder is the list of the server's parts, as the design draws it",
+    "server/commands/machine.py": "the doctor must outlive whatever it diagnoses: its broad except makes a finding of it",
 }
 """What may be larger than the rule, and why. One that no longer needs it must leave the table."""
 
@@ -54,13 +55,17 @@ def test_most_things_are_small() -> None:
 
 
 def test_broad_excepts_are_few() -> None:
-    broad = [
-        f"{module.name}:{handler.lineno}"
+    found = [where for name, where in broad_excepts() if name not in WAIVED]
+    assert len(found) <= BROAD_EXCEPTS, found
+
+
+def broad_excepts() -> list[tuple[str, str]]:
+    return [
+        (module.name, f"{module.name}:{handler.lineno}")
         for module in modules()
         for handler in ast.walk(module.tree)
         if isinstance(handler, ast.ExceptHandler) and _is_broad(handler)
     ]
-    assert len(broad) <= BROAD_EXCEPTS, broad
 
 
 def _is_broad(handler: ast.ExceptHandler) -> bool:
@@ -72,7 +77,8 @@ def _is_broad(handler: ast.ExceptHandler) -> bool:
 
 @pytest.mark.parametrize("name", sorted(WAIVED))
 def test_a_waiver_is_still_needed(name: str) -> None:
-    sizes = {module.name: module.lines > MODULE_LINES for module in modules()}
+    broad = {module for module, _ in broad_excepts()}
+    sizes = {module.name: module.lines > MODULE_LINES or module.name in broad for module in modules()}
     sizes |= {function.name: function.lines > FUNCTION_LINES or len(function.parameters) > PARAMETERS for function in functions()}
     sizes |= {folder: size > FOLDER_FILES for folder, size in folder_sizes().items()}
     assert sizes.get(name, False), "this waiver isn't needed any more: take it out"

@@ -33,6 +33,7 @@ ALLOWED_RESERVED = "triton_enable_empty_final_response"
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = 64
+_REPR.maxlist = 8
 
 
 class Input(NamedTuple):

@@ -98,7 +98,7 @@ def from_json(name: str, kind: DType, shape: tuple[int, ...], count: int, data: 
         raise InvalidRequest(f"input {name!r}: 'data' must be a list, got {shown(data)}")
     flat, types = _flat(name, data)
     if len(flat) != count:
-        raise InvalidRequest(f"input {name!r}: 'data' holds {len(flat)} values, but shape {list(shape)} takes {shown(count)}")
+        raise InvalidRequest(f"input {name!r}: 'data' holds {len(flat)} values, but shape {shown(list(shape))} takes {shown(count)}")
     rule = _RULES[kind.name]
     if not types <= rule.takes:
         index = next(i for i, value in enumerate(flat) if type(value) not in rule.takes)
@@ -169,7 +169,7 @@ def to_json(name: str, kind: DType, array: Tensor) -> bytes:
         return _texts(name, array)
     flat = np.ascontiguousarray(array).reshape(-1)
     if kind.numpy is _BF16:
-        flat = flat.astype(_FP32)
+        flat = (flat.view(np.uint16).astype(np.uint32) << 16).view(_FP32)  # exact, and no warning for a signalling NaN
     text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
     if flat.dtype.kind == "f" and b"null" in text:  # what orjson writes for NaN and the infinities
         return _with_literals(text, flat)

@@ -28,6 +28,8 @@ MIN_MEMORY = 512 << 20
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 EXTRAS = ("cpu", "gpu", "export", "monitor", "loadtest")
 CGROUP = Path("/sys/fs/cgroup")
+FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError, psutil.Error)
+"""What the calls of a probe may raise; runtimes and drivers, which raise anything, are asked in another process or by their own class."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*?)\s*(?:;\s*(.*))?")
 _BOUND = re.compile(r"(>=|<=|==|!=|<|>|~=)\s*([0-9][0-9.]*)")
 
@@ -76,7 +78,7 @@ def safely(area: str, probe: Probe) -> list[Finding]:
     """A probe's findings, or that it couldn't be made."""
     try:
         return list(probe())
-    except Exception as error:  # noqa: BLE001 - a doctor that dies of what it should diagnose is none; the finding carries the error
+    except FAILURES as error:
         name = getattr(probe, "__name__", area)
         return [Finding(area, name, "warning", f"couldn't be looked at: {type(error).__name__}: {error}")]
 
@@ -143,38 +145,43 @@ def runtimes() -> Iterator[Finding]:
         yield Finding("runtime", "onnxruntime", "warning", f"{seen}: a clash", advice)
     else:
         yield Finding("runtime", "onnxruntime", "ok", seen)
-    ort = importlib.import_module("onnxruntime")
-    listed: list[str] = ort.get_available_providers()
-    real = sorted({device.ep_name for device in ort.get_ep_devices()}) if hasattr(ort, "get_ep_devices") else []
-    yield Finding("runtime", "Providers listed", "note", ", ".join(listed) + " (built in; listed isn't usable)")
-    if real:
-        yield Finding("runtime", "Providers with a device", "note", ", ".join(real))
+    done = trial("providers")
+    if done.returncode:
+        yield Finding("runtime", "Providers", "failure", *_reason(done))
+        return
+    listed, _, real = done.stdout.partition("\n")
+    yield Finding("runtime", "Providers listed", "note", f"{listed} (built in; listed isn't usable)")
+    yield Finding("runtime", "Providers with a device", "note", real or "not told by this onnxruntime")
 
 
 def run_on(device: str) -> Finding:
-    """Whether a small model runs on `device` and answers right, tried in a process of its own."""
-    name = f"A model on {device}"
+    """Whether a small model runs on `device` and answers right."""
+    done = trial(device)
+    if done.returncode:
+        return Finding("runtime", f"A model on {device}", "failure", *_reason(done))
+    return Finding("runtime", f"A model on {device}", "ok", f"runs, {done.stdout.strip()}")
+
+
+def trial(question: str) -> subprocess.CompletedProcess[str]:
+    """Ask server.commands.trial in a process of its own, which may be killed by what it tries. Return code 124: it took too long."""
     path = os.pathsep.join(part for part in sys.path if part)
-    command = [sys.executable, "-P", "-m", "server.commands.trial", device]
+    command = [sys.executable, "-P", "-m", "server.commands.trial", question]
+    environment = {**os.environ, "PYTHONPATH": path}
     try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TRIAL_SECONDS,
-            check=False,
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=TRIAL_SECONDS, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("runtime", name, "failure", f"couldn't be tried: {error}")
-    if done.returncode == 0:
-        return Finding("runtime", name, "ok", f"runs, {done.stdout.strip()}")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {TRIAL_SECONDS:g} s")
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """Why a trial failed, and what to do."""
     if done.returncode < 0:
         advice = "the installed build doesn't fit this machine's CPU or driver; reinstall it"
-        return Finding("runtime", name, "failure", f"the process was killed by signal {-done.returncode}", advice)
+        return f"the process was killed by signal {-done.returncode}", advice
     last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    return Finding("runtime", name, "failure", re.sub(r"^\S*double\.onnx: ", "", last))
+    return re.sub(r"^\S*double\.onnx: ", "", last), ""
 
 
 def _expected(gpu: Finding) -> Finding:
@@ -201,19 +208,18 @@ def nvml_findings() -> list[Finding]:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return []
+    findings: list[Finding] = []
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return [Finding("gpu", "NVML", "note", str(error))]
-    try:
-        findings = [Finding("gpu", "NVML", "ok", f"driver {text(nvml.nvmlSystemGetDriverVersion())}")]
+        findings.append(Finding("gpu", "NVML", "ok", f"driver {text(nvml.nvmlSystemGetDriverVersion())}"))
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             memory = gib(nvml.nvmlDeviceGetMemoryInfo(handle).total)
             findings.append(Finding("gpu", f"GPU {index}", "ok", f"{text(nvml.nvmlDeviceGetName(handle))}, {memory}"))
-        return findings
-    finally:
         nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        findings.append(Finding("gpu", "NVML", "note", str(error)))
+    return findings
 
 
 def extras() -> Iterator[Finding]:

@@ -1,10 +1,12 @@
 """Runs a three-number model on a device, for `tidegate doctor`: in a process of its own, since a broken runtime or driver may crash it.
 
-`python -m server.commands.trial cuda:0` prints the runtime's version, or what went wrong and exits 1.
+`python -m server.commands.trial cuda:0` prints the runtime's version, or what went wrong and exits 1; `… providers` prints two lines: the
+providers that onnxruntime lists, and those that it has a device for.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -38,8 +40,15 @@ def try_device(device: str) -> str:
     return backend_class.version
 
 
+def providers() -> str:
+    """What onnxruntime lists (all that was built in), and below it what it found a device for."""
+    ort = importlib.import_module("onnxruntime")
+    real = {device.ep_name for device in ort.get_ep_devices()} if hasattr(ort, "get_ep_devices") else set()
+    return f"{', '.join(ort.get_available_providers())}\n{', '.join(sorted(real))}"
+
+
 if __name__ == "__main__":
     try:
-        sys.stdout.write(try_device(sys.argv[1]))
+        sys.stdout.write(providers() if sys.argv[1] == "providers" else try_device(sys.argv[1]))
     except TidegateError as error:
         sys.exit(str(error))

@@ -89,7 +89,7 @@ class Recorder:
     def __init__(self) -> None:
         self._figures: dict[ModelKey, Figures] = {}
         self._other: Figures | None = None
-        self._unrouted: dict[str, int] = dict.fromkeys(USUAL_REASONS, 0)
+        self._unrouted: dict[str, int] = dict.fromkeys(("invalid", "not_found", "model_unavailable"), 0)
         self._gauges: dict[GaugeKey, Callable[[], float]] = {}
 
     def figures(self, key: ModelKey) -> Figures:

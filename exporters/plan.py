@@ -81,6 +81,8 @@ class Plan:
             )
         _check_built("--format", self.format, FORMATS_BUILT)
         _check_built("--optimization-level", self.level, LEVELS_BUILT)
+        if not self.precisions:
+            raise PlanError("--precisions names none; expected one or more of fp32")
         for precision in self.precisions:
             _check_built("--precisions", precision, PRECISIONS_BUILT)
         if self.repository is None and self.output is None:

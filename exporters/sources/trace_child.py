@@ -78,8 +78,6 @@ class Stages:
 
     def place(self, error: BaseException) -> str:
         """The innermost line of the user's code in the traceback, as `nets.py:12 in forward`."""
-        if isinstance(error, SyntaxError) and error.filename:
-            return f"{Path(error.filename).name}:{error.lineno}"
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if self.is_theirs(frame.filename)]
         return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
 

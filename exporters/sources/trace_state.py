@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ LARGEST = 2**31 - 2**24
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PARALLEL = "module."
 _SHOWN = 5
+_SAVEZ = "as numpy.savez(FILE, image=…) writes them"
 _FACTORY = "expected a function or class that takes no arguments and gives a torch.nn.Module"
 
 
@@ -62,9 +64,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
+        return _load_safetensors(path)
     found = _load(path)
     if isinstance(found, Mapping) and not _all_tensors(found):
         found = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), found)
@@ -73,6 +73,16 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             f"{path.name} holds a {type(found).__name__}, not a state dict: expected what torch.save(model.state_dict(), FILE) writes"
         )
     return dict(found)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RefusedError(f"{path.name} isn't a safetensors file: {error}") from error
 
 
 def _load(path: Path) -> Any:
@@ -86,7 +96,7 @@ def _load(path: Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RefusedError(f"{path.name} isn't a file that torch.save or safetensors wrote: {reason}") from error
+        raise RefusedError(f"{path.name} isn't a file that torch.save wrote: {reason}") from error
 
 
 def _all_tensors(found: Mapping[Any, Any]) -> bool:
@@ -113,16 +123,15 @@ def _some(names: list[str]) -> str:
 
 
 def read_example(path: Path) -> Any:
-    """Example inputs from an .npz (arrays by name) or a .pt file (a dict of tensors, several tensors, or one)."""
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (ValueError, OSError) as error:
-            raise RefusedError(f"{path.name} can't be read as plain arrays: {error}") from error
-    return _load(path)
+    """Example inputs from an .npz (arrays by name), an .npy (one array) or a .pt file (a dict of tensors, several tensors, or one)."""
+    if path.suffix not in (".npz", ".npy"):
+        return _load(path)
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else dict(found)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise RefusedError(f"{path.name} can't be read as plain arrays: {error}") from error
 
 
 def as_arrays(given: Any) -> dict[str, NDArray[Any]]:
@@ -136,9 +145,7 @@ def as_arrays(given: Any) -> dict[str, NDArray[Any]]:
     if isinstance(given, tuple | list):
         given = {f"arr_{index}": value for index, value in enumerate(given)}
     if not isinstance(given, Mapping) or not given:
-        raise RefusedError(
-            f"the example is a {type(given).__name__}; expected arrays by input name, as numpy.savez(file, image=…) writes them"
-        )
+        raise RefusedError(f"the example is an object of type {type(given).__name__}; expected arrays by input name ({_SAVEZ})")
     return {str(name): _as_array(str(name), value) for name, value in given.items()}
 
 

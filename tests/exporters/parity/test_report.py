@@ -1,0 +1,47 @@
+"""Distances are judged: the manifest's figures and what failing parity says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from exporters.parity.report import failures, parity
+from server.numerics import distance
+from server.tensors import TensorSpec
+
+LOGITS = TensorSpec("logits", "FP32", (-1, 3))
+CLASS = TensorSpec("class", "INT64", (-1,))
+SCORES = np.array([[1.0, 5.0, 10.0], [3.0, 2.0, 1.0]], np.float32)
+CLASSES = SCORES.argmax(axis=1)
+
+
+def test_figures_are_the_worst_of_any_output() -> None:
+    found = {"logits": distance(SCORES, SCORES[:, ::-1]), "class": distance(CLASSES, CLASSES)}
+    made = parity(found, rows=[1, 2, 5, 2], tolerance=1e-4)
+    assert (made.samples, made.batch_sizes, made.max_abs) == (10, (1, 2, 5), 9.0)
+    assert made.max_relative == pytest.approx(0.9)
+    assert made.cosine_min < 0.8
+    assert (made.top1_disagreement, made.top1_upper95) == (1.0, 1.0)
+
+
+def test_answers_that_are_no_scores_have_no_top1() -> None:
+    made = parity({"class": distance(CLASSES, CLASSES)}, rows=[2], tolerance=1e-4)
+    assert (made.top1_disagreement, made.top1_upper95) == (None, None)
+
+
+def test_floats_may_differ_by_a_share_of_their_scale() -> None:
+    assert failures({"logits": distance(SCORES, SCORES + np.float32(9e-4))}, [LOGITS], 1e-4) == []
+    (told,) = failures({"logits": distance(SCORES, SCORES + np.float32(0.5))}, [LOGITS], 1e-4)
+    assert told == "output 'logits' differs from PyTorch by up to 0.5; at values up to 10, 0.001 is let through"
+
+
+def test_whole_numbers_may_not_differ() -> None:
+    assert failures({"class": distance(CLASSES, CLASSES)}, [CLASS], 1e-4) == []
+    assert failures({"class": distance(CLASSES, CLASSES + 1)}, [CLASS], 1e-4) == ["output 'class' (INT64) differs from PyTorch by up to 1"]
+
+
+def test_nan_in_one_of_them_fails() -> None:
+    broken = SCORES.copy()
+    broken[0, 0] = np.nan
+    (told,) = failures({"logits": distance(SCORES, broken)}, [LOGITS], 1e-4)
+    assert "has NaN or infinities where PyTorch has numbers" in told

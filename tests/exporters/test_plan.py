@@ -1,0 +1,58 @@
+"""What is asked for is checked before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporters.plan import ModelRef, Plan, PlanError, parse_dynamic
+
+MODEL = ModelRef("nets.py:Net", "Net", (Path(),), file=Path("nets.py"))
+
+
+def plan(**changes: Any) -> Plan:
+    given: dict[str, Any] = {"model": MODEL, "name": "net", "repository": Path("models")}
+    return Plan(**(given | changes))
+
+
+def test_a_plan_has_defaults() -> None:
+    made = plan()
+    assert (made.level, made.precisions, made.format, made.tolerances["fp32"]) == (2, ("fp32",), "onnx", 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"level": 3}, "--optimization-level 3: not built yet; built are 0, 1, 2"),
+        ({"level": 4}, "not built yet"),
+        ({"precisions": ("fp32", "int8")}, "--precisions int8: not built yet"),
+        ({"precisions": ()}, "--precisions names none"),
+        ({"format": "tensorrt"}, "--format tensorrt: not built yet"),
+        ({"name": "../up"}, "can't be a model's name"),
+        ({"name": ".hidden"}, "can't be a model's name"),
+        ({"name": ""}, "can't be a model's name"),
+        ({"repository": None}, "nowhere to write"),
+        ({"output": Path("my model.onnx")}, "a manifest can't name that file"),
+        ({"version": 0}, "from 1 on"),
+        ({"timeout": 0}, "seconds above 0"),
+        ({"weights": Path("no.pt")}, "--weights no.pt: no such file"),
+        ({"example": Path("no.npz")}, "--example no.npz: no such file"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(PlanError, match=said.replace("(", r"\(")):
+        plan(**changes)
+
+
+def test_dynamic_axes_are_parsed() -> None:
+    assert parse_dynamic(()) is None
+    assert parse_dynamic(("ids:0,1=512", "x:2")) == {"ids": {0: None, 1: 512}, "x": {2: None}}
+    assert parse_dynamic(("a:b:1",)) == {"a:b": {1: None}}
+
+
+@pytest.mark.parametrize("text", ["ids", ":1", "ids:", "ids:one", "ids:-1", "ids:1=", "ids:1,,2"])
+def test_bad_dynamic_axes(text: str) -> None:
+    with pytest.raises(PlanError, match=r"expected NAME:AXIS\[=MAX\]"):
+        parse_dynamic((text,))

@@ -22,6 +22,7 @@ from server.gate import Gate
 from server.logs import Journal
 from server.metrics.exposition import LoopProbe, MetricsServer
 from server.metrics.recorder import Recorder
+from server.protocol.head import Layouts
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
@@ -52,8 +53,9 @@ class App:
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()
-        self._worker = JsonWorker(loop)
-        self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker)
+        layouts = Layouts()
+        self._worker = JsonWorker(layouts)
+        self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
         rest = build_rest(settings, self.gate, self.router, self.control, self.ready)
         self.http = HttpServer(settings, rest, self.edge)
         self.metrics = MetricsServer(settings.host, settings.metrics_port, self.recorder, live=lambda: True, ready=self.ready)
@@ -104,7 +106,7 @@ class App:
         self._probe.stop()
         await self.http.close()
         await self.control.close()
-        await self._worker.close()
+        self._worker.close()
         self.metrics.close()
         self.journal.lifecycle("stopped")
         self.journal.close()

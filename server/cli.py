@@ -11,7 +11,7 @@ import typer
 import uvloop
 
 from server.app import App
-from server.backends.registry import require_runtime
+from server.backends.registry import backend_named
 from server.config import Settings, load_settings
 
 app = typer.Typer(help="Serve a model repository over HTTP (Open Inference Protocol).", add_completion=False)
@@ -35,7 +35,7 @@ def serve(
         "model_control": model_control,
     }
     settings = load_settings(config, flags)
-    require_runtime()
+    backend_named("onnxruntime")  # names the extras to install, before anything listens
     uvloop.run(_serve(settings))
 
 

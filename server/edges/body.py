@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from server.edges.infer_edge import InferEdge
 from server.edges.json_worker import BodySink
-from server.errors import BodyTooLarge, InvalidRequest, TidegateError, Unsupported
-from server.protocol.inflate import ENCODINGS, Inflater
+from server.errors import BodyTooLarge, InvalidRequest, TidegateError
+from server.protocol.inflate import Inflater
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -23,7 +23,7 @@ INFLATE_INLINE = 4 * 1024  # compressed bytes that are inflated in the loop: at 
 class Body:
     """`size` is the bytes counted as in flight, `head_length` the JSON head of a binary request, -1 where the client sent none."""
 
-    __slots__ = ("_block", "_chunks", "_edge", "_encoding", "_length", "head_length", "sink", "size")
+    __slots__ = ("_block", "_chunks", "_edge", "_inflater", "_length", "head_length", "sink", "size")
 
     def __init__(self, edge: InferEdge) -> None:
         self.size = 0
@@ -31,7 +31,7 @@ class Body:
         self.sink: BodySink | None = None
         self._edge = edge
         self._length = -1
-        self._encoding = ""
+        self._inflater: Inflater | None = None
         self._chunks: list[bytes] = []
         self._block: bytearray | None = None
 
@@ -40,9 +40,7 @@ class Body:
         self._length = length = int(fields.get(b"content-length", b"-1"))  # the parser has checked the digits
         encoding = fields.get(b"content-encoding")
         if encoding is not None and (text := encoding.decode("latin-1").lower()) != "identity":
-            if text not in ENCODINGS:
-                raise Unsupported(f"content-encoding {text!r} isn't supported; send gzip, deflate or identity")
-            self._encoding = text
+            self._inflater = Inflater(text, self._edge.limits.max_body)
         if (head := fields.get(b"inference-header-content-length")) is not None:
             self.head_length = self._checked_head_length(head.strip())
         if length > ONE_PIECE:
@@ -52,7 +50,7 @@ class Body:
         if not text.isdigit() or len(text) > 18:
             raise bad_head_length(text.decode("latin-1"), self._length)
         value = int(text)
-        if not self._encoding and 0 <= self._length < value:
+        if self._inflater is None and 0 <= self._length < value:
             raise bad_head_length(text.decode("latin-1"), self._length)
         return value
 
@@ -60,10 +58,10 @@ class Body:
         limits = self._edge.limits
         if length > limits.max_body:
             raise _too_large(length, limits.max_body)
-        if not self._encoding and self.head_length in (-1, length):
+        if self._inflater is None and self.head_length in (-1, length):
             self._refuse_big_json(length)
             if length > limits.json_offload:
-                self.sink = self._edge.json_worker.sink()
+                self.sink = BodySink()
                 return
         self._block = bytearray(length)
 
@@ -93,12 +91,12 @@ class Body:
     def finish(self, whole: Callable[[Bytes | TidegateError], None]) -> None:
         """The last piece has come: `whole` gets the plain body, at once or, where it is inflated in a thread, later in the loop."""
         body = self._block if self._block is not None else self._joined()
-        if not self._encoding:
+        if self._inflater is None:
             whole(body)
         elif len(body) <= INFLATE_INLINE:
-            whole(self._counted(_inflate(self._encoding, body, self._edge.limits.max_body)))
+            whole(self._counted(_inflate(self._inflater, body)))
         else:
-            future = self._edge.loop.run_in_executor(None, _inflate, self._encoding, body, self._edge.limits.max_body)
+            future = self._edge.loop.run_in_executor(None, _inflate, self._inflater, body)
             future.add_done_callback(lambda done: whole(self._counted(done.result())))
 
     def _joined(self) -> bytes:
@@ -110,14 +108,13 @@ class Body:
             self.size = len(body)
         return body
 
-    def offloaded(self, body: Bytes) -> BodySink | None:
-        """The sink that holds a JSON body too big to be decoded here, None for a small one. Raises BodyTooLarge."""
+    def offloaded(self, body: Bytes, json_bytes: int) -> BodySink | None:
+        """The sink that holds a body whose JSON is too big to be decoded here, None for a small one. Raises BodyTooLarge."""
         if self.sink is None:
-            if len(body) <= self._edge.limits.json_offload:
+            if json_bytes <= self._edge.limits.json_offload:
                 return None
-            self._refuse_big_json(len(body))
-            self.sink = self._edge.json_worker.sink()
-            self.sink.write(body)
+            self._refuse_big_json(json_bytes)
+            return BodySink((body,))
         sink, self.sink = self.sink, None
         return sink
 
@@ -133,10 +130,11 @@ class Body:
             self.sink = None
 
 
-def _inflate(encoding: str, body: Bytes, limit: int) -> bytes | TidegateError:
+def _inflate(inflater: Inflater, body: Bytes) -> bytes | TidegateError:
     try:
-        inflater = Inflater(encoding, limit)
-        return inflater.feed(bytes(body)) + inflater.finish()
+        plain = inflater.feed(bytes(body))
+        inflater.finish()
+        return plain
     except TidegateError as error:
         return error
 

@@ -15,10 +15,11 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from server.edges.body import Body, Bytes, bad_head_length
 from server.edges.http_errors import error_response
 from server.edges.infer_edge import InferEdge, Target
-from server.errors import BodyTooLarge, Cancelled, TidegateError
-from server.gate import ANONYMOUS, Operation
-from server.messages import CancelHandle, InferRequest, InferResponse, Layout, Principal, TraceContext
+from server.errors import Cancelled, TidegateError
+from server.gate import Operation
+from server.messages import CancelHandle, InferRequest, InferResponse, Layout, TraceContext
 from server.protocol import json_codec
+from server.protocol.encode import Encoded, json_bytes
 from server.protocol.inflate import accepted, deflate
 from server.protocol.reply import Reply
 
@@ -30,7 +31,7 @@ WANTED = frozenset(
 )
 WORTH_DEFLATING = 1024  # answer bytes under which compression gains nothing
 DEFLATE_INLINE = 8 * 1024  # answer bytes that are compressed in the loop, more in a thread
-JSON_OUT_OFFLOAD = 64 * 1024  # tensor bytes whose JSON is written by the helper process
+JSON_OUT_OFFLOAD = 256 * 1024  # bytes of JSON above which the helper process writes the answer
 NO_LAYOUT = Layout(())
 
 _BINARY_HEAD = (
@@ -126,18 +127,15 @@ class HotExchange:
     def _decode(self, body: Bytes) -> tuple[InferRequest, Reply] | None:
         """The request, or None where the helper process decodes it."""
         edge, (model, version), head_length = self.edge, self.target, self.body.head_length
-        if head_length < 0 or head_length == len(body) > 0:
-            sink = self.body.offloaded(body)
-            if sink is None:
-                return json_codec.decode(body, model, version)
-            self._handle = edge.json_worker.decode(sink, model, version, self._offloaded)
-            return None
-        if head_length > len(body):
+        whole = head_length < 0
+        if not whole and self.body.sink is None and head_length > len(body):
             raise bad_head_length(str(head_length), len(body))
-        if head_length > edge.limits.json_offload:
-            raise BodyTooLarge(
-                f"the JSON head of a binary request takes at most {edge.limits.json_offload} bytes (limits.json_offload), got {head_length}"
-            )
+        sink = self.body.offloaded(body, len(body) if whole else head_length)
+        if sink is not None:
+            self._handle = edge.json_worker.decode(sink, model, version, self._offloaded, None if whole else head_length)
+            return None
+        if whole:
+            return json_codec.decode(body, model, version, edge.layouts)
         return edge.decoder.decode(body, head_length, model, version)
 
     def _offloaded(self, result: tuple[InferRequest, Reply] | TidegateError) -> None:
@@ -154,7 +152,8 @@ class HotExchange:
         self._request, self._reply = request, reply
         request.received = self._received
         try:
-            request.principal = self._principal()
+            authorization = fields.get(b"authorization")
+            request.principal = edge.gate.principal(None if authorization is None else authorization.decode("latin-1"))
             edge.gate.check(request.principal, Operation.INFER)
         except TidegateError as error:
             self.fail(error)
@@ -165,11 +164,6 @@ class HotExchange:
         handle = edge.dataplane.infer(request, self._respond)
         if self.parts is None:
             self._handle = handle
-
-    def _principal(self) -> Principal:
-        if b"authorization" not in self.fields:
-            return ANONYMOUS
-        return self.edge.gate.principal(self.fields[b"authorization"].decode("latin-1"))
 
     # Answering
 
@@ -182,29 +176,32 @@ class HotExchange:
             self._done(response, [error_response(response.error)], begun)
             return
         try:
-            if reply.json_bytes(response) > JSON_OUT_OFFLOAD:
-                self._handle = self.edge.json_worker.encode(response, reply, lambda text: self._written(response, text, begun))
+            if json_bytes(response, reply) > JSON_OUT_OFFLOAD:
+                self._handle = self.edge.json_worker.encode(response, reply, lambda encoded: self._written(response, encoded, begun))
                 return
             encoded = self.edge.encoder.encode(response, reply)
         except TidegateError as error:
             self._broken(response, error, begun)
             return
-        self._send(response, len(encoded.head) if encoded.binary else -1, [encoded.head, *encoded.blobs], encoded.size, begun)
+        self._send(response, encoded, begun)
 
-    def _written(self, response: InferResponse, text: Bytes | TidegateError, begun: float) -> None:
+    def _written(self, response: InferResponse, encoded: Encoded | TidegateError, begun: float) -> None:
         """The helper process has written the answer's JSON."""
         if self.connection is None:
             return
-        if isinstance(text, TidegateError):
-            self._broken(response, text, begun)
+        if isinstance(encoded, TidegateError):
+            self._broken(response, encoded, begun)
         else:
-            self._send(response, -1, [text], len(text), begun)
+            self._send(response, encoded, begun)
 
     def _broken(self, response: InferResponse, error: TidegateError, begun: float) -> None:
         response.error = error
         self._done(response, [error_response(error)], begun)
 
-    def _send(self, response: InferResponse, head_length: int, parts: list[Bytes], size: int, begun: float) -> None:
+    def _send(self, response: InferResponse, encoded: Encoded, begun: float) -> None:
+        head_length = len(encoded.head) if encoded.binary else -1
+        parts: list[Bytes] = [encoded.head, *encoded.blobs]
+        size = encoded.size
         wish = self.fields.get(b"accept-encoding")
         if wish is None or size < WORTH_DEFLATING or (encoding := accepted(wish.decode("latin-1"))) == "identity":
             self._done(response, [_head(head_length, size, b""), *parts], begun)

@@ -14,6 +14,7 @@ from server.edges.json_worker import JsonWorker
 from server.gate import Gate
 from server.protocol.binary_codec import BinaryDecoder
 from server.protocol.encode import Encoder
+from server.protocol.head import Layouts
 
 KNOWN_TARGETS = 1024
 _INFER_URL = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?")
@@ -78,12 +79,14 @@ class InferEdge:
     limits: EdgeLimits
     loop: asyncio.AbstractEventLoop
     json_worker: JsonWorker
-    decoder: BinaryDecoder = field(default_factory=BinaryDecoder)
+    layouts: Layouts
+    decoder: BinaryDecoder = field(init=False)
     encoder: Encoder = field(default_factory=Encoder)
     inflight: Inflight = field(init=False)
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.decoder = BinaryDecoder(self.layouts)
         self.inflight = Inflight(self.limits.inflight_bytes)
 
     def target(self, url: bytes) -> Target | None:

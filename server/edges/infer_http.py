@@ -33,7 +33,7 @@ from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded,
 SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
 LINGER = 1.0  # seconds of reading and dropping after the last answer of a connection
 DROPPED_BODIES = 2  # times limits.max_body that are read and dropped after a refusal, so that the client sees its answer
-INFLIGHT_PATIENCE = 5.0  # seconds that a body may wait for room among the bytes in flight
+INFLIGHT_PATIENCE = 1 / 6  # of the body time-out: how long a body may wait for room among the bytes in flight
 CLOSE = b"connection: close\r\n\r\n"
 
 
@@ -343,7 +343,7 @@ class InferProtocol(HttpToolsProtocol):
         """The server drains: finish what has begun, accept nothing new."""
         self._closing = True
         if not self._queue and not self._receiving:
-            self.transport.close()
+            self._end()
 
     def tick(self, now: float) -> None:
         """Judge this connection's time-outs."""
@@ -356,7 +356,7 @@ class InferProtocol(HttpToolsProtocol):
         elif self._stalled and now - self._stalled > limits.body_timeout:
             self.transport.abort()
         elif self._receiving and self.flow.held_by("inflight"):
-            if now - self._active > INFLIGHT_PATIENCE:
+            if now - self._active > INFLIGHT_PATIENCE * limits.body_timeout:
                 self._refuse(Overloaded("too many bytes of requests are in flight", "limits.inflight_bytes"))
         elif self._receiving and not self.flow.read_paused:
             if now - self._since > limits.body_timeout + self._body_bytes / limits.min_rate:

@@ -71,7 +71,7 @@ class HotExchange:
         self.target = target
         self.fields: dict[bytes, bytes] = {}
         self.body = Body(edge)
-        self.parts: list[Bytes] | None = None
+        self.parts: list[bytes | memoryview] | None = None
         self.answer_bytes = 0
         self.close = False
         self.expects_continue = False
@@ -200,7 +200,7 @@ class HotExchange:
 
     def _send(self, response: InferResponse, encoded: Encoded, begun: float) -> None:
         head_length = len(encoded.head) if encoded.binary else -1
-        parts: list[Bytes] = [encoded.head, *encoded.blobs]
+        parts: list[bytes | memoryview] = [encoded.head, *encoded.blobs]
         size = encoded.size
         wish = self.fields.get(b"accept-encoding")
         if wish is None or size < WORTH_DEFLATING or (encoding := accepted(wish.decode("latin-1"))) == "identity":
@@ -216,7 +216,7 @@ class HotExchange:
         else:
             self.edge.loop.run_in_executor(None, deflate, encoding, parts).add_done_callback(lambda done: finish(done.result()))
 
-    def _done(self, response: InferResponse, parts: list[Bytes], begun: float) -> None:
+    def _done(self, response: InferResponse, parts: list[bytes | memoryview], begun: float) -> None:
         self.parts = parts
         self.answer_bytes = sum(map(len, parts))
         request, connection = self._request, self.connection

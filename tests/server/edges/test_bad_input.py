@@ -207,4 +207,4 @@ async def test_a_full_queue_says_which_limit(tmp_path: Path) -> None:
 
 async def test_nobody_reads_the_answer(connection: Wire) -> None:
     connection.send(infer_json("identity", ROWS))
-    connection.writer.transport.abort()  # type: ignore[attr-defined]
+    connection.writer.transport.abort()

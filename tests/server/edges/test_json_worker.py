@@ -168,7 +168,7 @@ async def test_errors_are_the_codecs_own() -> None:
             (b"{", InvalidRequest, "isn't valid JSON"),
             (b"[" * 1_000_000, InvalidRequest, "isn't valid JSON"),
             (b"[" * 1_000_000 + b"NaN", InvalidRequest, "nested too deep"),
-            (json_body()[:-2] + b',"datatype":"INT8"}]}', InvalidRequest, "INT8 takes integers"),
+            (json_body().replace(b"FP32", b"INT8"), InvalidRequest, "INT8 takes integers"),
             (b'{"inputs":[{"name":"x","datatype":"INT8","shape":[1],"parameters":{"shared_memory_region":"r"}}]}', Unsupported, "shared"),
         ):
             error = await decode(worker, body)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from threading import Event
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -28,14 +29,18 @@ KEY = ModelKey("linear", "1", "fp32")
 class Gated:
     """A backend at the seam that runs when the test lets it: y = x, or an error."""
 
-    inputs = (TensorSpec("x", "FP32", (-1, -1)),)
-    outputs = (TensorSpec("y", "FP32", (-1, -1)),)
-    version = "gated"
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "FP32", (-1, -1)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "FP32", (-1, -1)),)
+    version: ClassVar[str] = "gated"
 
     def __init__(self) -> None:
         self.go = Event()
         self.runs: list[tuple[int, ...]] = []
         self.output: Tensor | Exception | None = None
+
+    @classmethod
+    def open(cls, spec: VariantSpec) -> Gated:
+        return cls()
 
     def run(self, inputs: Mapping[str, Tensor], rows: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         assert self.go.wait(10)

@@ -6,13 +6,13 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import pytest
 import pytest_asyncio
 
-from server.backends.base import VariantSpec
+from server.backends.base import Backend, VariantSpec
 from server.backends.ort import OnnxRuntimeBackend
 from server.errors import BackendFailure, InvalidRequest
 from server.lanes.base import Lane, RunResult
@@ -23,19 +23,23 @@ from server.tensors import Tensor, TensorSpec
 from tests.server.models import linear_model, linear_weights
 
 Make: TypeAlias = Callable[[Any], Lane]
-KINDS = {"inline": InlineLane, "thread": ThreadLane}
+KINDS: dict[str, Callable[[str, Backend, asyncio.AbstractEventLoop], Lane]] = {"inline": InlineLane, "thread": ThreadLane}
 
 
 class Scripted:
     """A backend at the seam whose run does what the test says."""
 
-    inputs = (TensorSpec("x", "FP32", (-1, 2)),)
-    outputs = (TensorSpec("y", "FP32", (-1, 2)),)
-    version = "scripted"
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "FP32", (-1, 2)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "FP32", (-1, 2)),)
+    version: ClassVar[str] = "scripted"
 
     def __init__(self, act: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> None:
         self.act = act
         self.closed = False
+
+    @classmethod
+    def open(cls, spec: VariantSpec) -> Scripted:
+        return cls(lambda inputs: {"y": inputs["x"]})
 
     def run(self, inputs: Mapping[str, Tensor], rows: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         return self.act(inputs)
@@ -81,7 +85,12 @@ async def test_the_callback_is_called_in_the_loop(make: Make) -> None:
     lane = make(Scripted(lambda inputs: {"y": inputs["x"]}))
     threads: list[int] = []
     done = asyncio.Event()
-    lane.submit({"x": np.zeros((1, 2), np.float32)}, 1, lambda result: (threads.append(threading.get_ident()), done.set()))
+
+    def on_result(result: RunResult) -> None:
+        threads.append(threading.get_ident())
+        done.set()
+
+    lane.submit({"x": np.zeros((1, 2), np.float32)}, 1, on_result)
     await done.wait()
     assert threads == [threading.get_ident()]
 

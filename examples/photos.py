@@ -13,6 +13,9 @@ from sklearn.datasets import load_sample_image
 
 from examples.models.mobilenet_v2 import SIDE, normalise
 
+CATS = frozenset(range(281, 286))
+"""ImageNet's classes of domestic cats. Below: coffee mug, espresso; missile, projectile, space shuttle; palace."""
+
 RESIZED = 256
 """The shorter side before the middle is cut out: what the network was tested with."""
 
@@ -27,13 +30,18 @@ class Photo:
 
 
 def photos() -> list[Photo]:
-    """All of them. Classes: 281–285 domestic cats, 504 coffee mug, 967 espresso, 657 missile, 744 projectile, 812 space shuttle, 698 palace."""
+    """All of them."""
     return [
-        Photo("cat", skimage.data.chelsea(), frozenset(range(281, 286))),
-        Photo("coffee", skimage.data.coffee(), frozenset({504, 967})),
-        Photo("rocket", skimage.data.rocket(), frozenset({657, 744, 812})),
-        Photo("temple", load_sample_image("china.jpg"), frozenset({698})),
+        Photo("cat", _sample("chelsea"), CATS),
+        Photo("cup of coffee", _sample("coffee"), frozenset({504, 967})),
+        Photo("rocket", _sample("rocket"), frozenset({657, 744, 812})),
+        Photo("palace", load_sample_image("china.jpg"), frozenset({698})),
     ]
+
+
+def _sample(name: str) -> NDArray[np.uint8]:
+    photo: NDArray[np.uint8] = getattr(skimage.data, name)()
+    return photo
 
 
 def as_input(photo: Photo) -> NDArray[np.float32]:

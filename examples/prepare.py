@@ -83,7 +83,7 @@ def prepare(console: Console) -> Path:
 def train_digits(console: Console) -> None:
     """Train the digits network unless its weights are there and its source hasn't changed; print its accuracy."""
     source = ROOT / "examples" / "models" / "digits.py"
-    stamp, note = DIGITS_WEIGHTS.with_suffix(".stamp"), DIGITS_WEIGHTS.with_suffix(".txt")
+    stamp, note = DIGITS_WEIGHTS.with_suffix(".trained"), DIGITS_WEIGHTS.with_suffix(".txt")
     current = _hash([source])
     if not (DIGITS_WEIGHTS.is_file() and note.is_file() and _holds(stamp, current)):
         stamp.unlink(missing_ok=True)

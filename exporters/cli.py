@@ -20,7 +20,7 @@ from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
 
-PLAIN_WIDTH = 140
+PLAIN_WIDTH = 120
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 

@@ -18,18 +18,17 @@ SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "manifest.js
 
 def test_a_row_for_each_variant(tmp_path: Path) -> None:
     manifest = read_manifest(place_with_manifest(tmp_path, "net", ("fp32", "fp16")) / "1" / "manifest.json")
-    timed = Latency(device="cpu", runtime="onnxruntime", threads=1, seconds={1: 0.0005, 8: 0.0031})
     first, second = manifest.variants
-    manifest = manifest.model_copy(update={"variants": (first.model_copy(update={"latency": timed}), second)})
+    timed = Latency(device="cpu", runtime="onnxruntime", threads=1, seconds={1: 0.0005, 8: 0.0031, 32: 0.25})
+    scored = first.parity.model_copy(update={"top1_disagreement": 0.0, "top1_upper95": 0.012})
+    first = first.model_copy(update={"latency": timed, "parity": scored})
     out = io.StringIO()
-    Console(file=out, width=140).print(manifest_table(manifest))
-    header, _, *rows = [line.split("  ") for line in out.getvalue().splitlines() if line.strip()]
-    assert "8 rows, ms" in " ".join(header)
-    size = f"{first.size} bytes"
-    assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
-        ["fp32 onnxruntime", "2", size, "1", "0.500", "3.100", "0.0e+00", "-", "8"],
-        ["fp16 onnxruntime", "2", size, "1", "-", "-", "0.0e+00", "-", "8"],
-    ]
+    Console(file=out, width=80).print(manifest_table(manifest.model_copy(update={"variants": (first, second)})))
+    lines = [line.split() for line in out.getvalue().splitlines() if line.strip()]
+    assert lines[1] == ["variant", "level", "size", "nodes", "1/8/32", "rows", "by", "differs"]
+    size = f"{first.size} bytes".split()
+    assert lines[3] == ["fp32", "2", *size, "1", "0.500", "3.10", "250", "0.0e+00", "0.0%", "≤", "1.2%"]
+    assert lines[4] == ["fp16", "2", *size, "1", "-", "-", "-", "0.0e+00", "-"]
 
 
 def test_the_schema_is_up_to_date() -> None:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from server.errors import ConfigError
 from server.messages import BatchFacts, ModelKey
-from server.metrics.catalogue import CATALOGUE, OUTCOMES, PHASES
+from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, OUTCOMES, PHASES
 from server.metrics.exposition import MAX_CONNECTIONS, MAX_HEAD, MetricsServer
 from server.metrics.recorder import MAX_KEYS, MAX_LANES, Recorder
 
@@ -65,12 +65,12 @@ def test_figures_become_families(scraped: Scraped) -> None:
         figures.answered(seconds, 0.01, 0.0001, 0.0002)
     figures.failed("overloaded")
     scraped.recorder.unrouted("not_found")
-    seconds = "tidegate_request_duration_seconds"
-    assert scraped.value(f"{seconds}_bucket", **DIGITS, le="0.1") == 0
-    assert scraped.value(f"{seconds}_bucket", **DIGITS, le="0.2") == 2
-    assert scraped.value(f"{seconds}_bucket", **DIGITS, le="+Inf") == 3
-    assert scraped.value(f"{seconds}_count", **DIGITS) == 3
-    assert scraped.value(f"{seconds}_sum", **DIGITS) == pytest.approx(0.65)
+    name = "tidegate_request_duration_seconds"
+    assert scraped.value(f"{name}_bucket", **DIGITS, le="0.1") == 0
+    assert scraped.value(f"{name}_bucket", **DIGITS, le="0.2") == 2
+    assert scraped.value(f"{name}_bucket", **DIGITS, le="+Inf") == 3
+    assert scraped.value(f"{name}_count", **DIGITS) == 3
+    assert scraped.value(f"{name}_sum", **DIGITS) == pytest.approx(0.65)
     assert scraped.value("tidegate_phase_duration_seconds_sum", **DIGITS, phase="compute") == 2.0
     assert scraped.value("tidegate_phase_duration_seconds_count", **DIGITS, phase="queue") == 3
     assert scraped.value("tidegate_requests_total", **DIGITS, outcome="success", reason="") == 3
@@ -127,7 +127,7 @@ def test_series_are_bounded(scraped: Scraped) -> None:
         for reason in OUTCOMES:
             figures.failed(reason)
             scraped.recorder.unrouted(reason)
-        scraped.recorder.gauge("tidegate_model_ready", key._asdict(), lambda: 1.0)
+        scraped.recorder.gauge("tidegate_model_ready", dict(zip(MODEL_LABELS, key, strict=True)), lambda: 1.0)
         scraped.recorder.gauge("tidegate_queue_rows", {"model": key.name, "version": "1"}, lambda: 1.0)
     assert len(scraped.samples()) <= 5000
 
@@ -141,7 +141,7 @@ def test_openmetrics_by_accept(scraped: Scraped) -> None:
     assert answer.text.endswith("# EOF\n")
     phases = {
         sample.labels["phase"]
-        for family in parse_openmetrics(answer.text)
+        for family in parse_openmetrics(answer.text)  # type: ignore[no-untyped-call]
         for sample in family.samples
         if family.name == "tidegate_phase_duration_seconds"
     }

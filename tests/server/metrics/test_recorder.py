@@ -6,10 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.messages import BatchFacts, ModelKey
-from server.metrics.catalogue import PHASE_SECONDS, REQUEST_SECONDS, ROWS
+from server.metrics.catalogue import MODEL_LABELS, PHASE_SECONDS, REQUEST_SECONDS, ROWS
 from server.metrics.recorder import MAX_KEYS, MAX_LANES, OTHER, Figures, Recorder
 
 KEY = ModelKey("digits", "1", "fp32")
+
+
+def labels(key: ModelKey) -> dict[str, str]:
+    return dict(zip(MODEL_LABELS, key, strict=True))
 
 
 def facts(rows: int = 8, requests: int = 4, reason: str = "idle", lane: str = "digits/1/0") -> BatchFacts:
@@ -71,12 +75,12 @@ def test_figures_are_kept_until_closed() -> None:
     assert recorder.figures(KEY) is recorder.figures(KEY)
     recorder.gauge("tidegate_queue_rows", {"model": "digits", "version": "1"}, lambda: 1.0)
     recorder.gauge("tidegate_queue_rows", {"model": "digits", "version": "2"}, lambda: 2.0)
-    recorder.gauge("tidegate_model_ready", KEY._asdict(), lambda: 1.0)
+    recorder.gauge("tidegate_model_ready", labels(KEY), lambda: 1.0)
     recorder.gauge("tidegate_connections", {}, lambda: 1.0)
     recorder.close(KEY)
     figures, _, gauges = recorder.snapshot()
     assert figures == []
-    assert {(name, *(value for _, value in labels)) for name, labels in gauges} == {
+    assert {(name, *(value for _, value in shown)) for name, shown in gauges} == {
         ("tidegate_queue_rows", "digits", "2"),
         ("tidegate_connections",),
     }
@@ -87,7 +91,7 @@ def test_models_beyond_the_bound_share_figures() -> None:
     keys = [ModelKey(f"m{index}", "1", "fp32") for index in range(MAX_KEYS + 10)]
     for key in keys:
         recorder.figures(key).failed("invalid")
-        recorder.gauge("tidegate_model_ready", key._asdict(), lambda: 1.0)
+        recorder.gauge("tidegate_model_ready", labels(key), lambda: 1.0)
     figures, _, gauges = recorder.snapshot()
     assert len(figures) == MAX_KEYS + 1
     assert (figures[-1].key, figures[-1].failures["invalid"]) == (OTHER, 10)
@@ -97,7 +101,7 @@ def test_models_beyond_the_bound_share_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "labels"),
+    ("name", "given"),
     [
         ("tidegate_made_up", {}),
         ("tidegate_queue_rows", {}),
@@ -105,9 +109,9 @@ def test_models_beyond_the_bound_share_figures() -> None:
         ("tidegate_batch_rows", {"model": "m", "version": "1", "precision": "fp32"}),
     ],
 )
-def test_gauges_outside_the_catalogue_are_refused(name: str, labels: dict[str, str]) -> None:
+def test_gauges_outside_the_catalogue_are_refused(name: str, given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="isn't a gauge or counter of the catalogue"):
-        Recorder().gauge(name, labels, lambda: 0.0)
+        Recorder().gauge(name, given, lambda: 0.0)
 
 
 def test_a_reader_in_another_thread_sees_whole_numbers() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from server.config import KEYS, Settings, settings_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
+from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -58,6 +59,28 @@ def classes_table() -> str:
     return _table(("Class", "Lets a principal"), ((f"`{name}`", what) for name, what in CLASSES.items()))
 
 
+def metrics_table() -> str:
+    """The catalogue."""
+    rows = (
+        (f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help) for metric in CATALOGUE.values()
+    )
+    return _table(("Metric", "Kind", "Labels", "What it is"), rows)
+
+
+def buckets_table() -> str:
+    """The histograms' bounds."""
+    rows = ((f"`{metric.name}`", " ".join(f"{bound:g}" for bound in metric.buckets)) for metric in CATALOGUE.values() if metric.buckets)
+    return _table(("Histogram", "Upper bounds, besides +Inf"), rows)
+
+
+def outcomes_table() -> str:
+    """Outcomes and their reasons."""
+    rows = [(f"`{SUCCESS}`", "")]
+    for outcome in dict.fromkeys(OUTCOMES.values()):
+        rows.append((f"`{outcome}`", ", ".join(f"`{reason}`" for reason, of in OUTCOMES.items() if of == outcome)))
+    return _table(("`outcome`", "`reason`"), rows)
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = tuple(head)
     lines = [head, ["---"] * len(head), *rows]
@@ -88,6 +111,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
     (
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
+        _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )
 )

@@ -22,11 +22,11 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from server.edges.exchange import WANTED, ColdExchange, HotExchange
+from server.edges.flow import Flow
 from server.edges.infer_edge import InferEdge, Target
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, TidegateError
 
@@ -35,38 +35,6 @@ LINGER = 1.0  # seconds of reading and dropping after the last answer of a conne
 DROPPED_BODIES = 2  # times limits.max_body that are read and dropped after a refusal, so that the client sees its answer
 INFLIGHT_PATIENCE = 1 / 6  # of the body time-out: how long a body may wait for room among the bytes in flight
 CLOSE = b"connection: close\r\n\r\n"
-
-
-class Flow(FlowControl):
-    """Reading pauses while anyone holds it. uvicorn's own pause and resume are the holder `cold`."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self._holders: set[str] = set()
-
-    def hold(self, holder: str) -> None:
-        if not self._holders:
-            super().pause_reading()
-        self._holders.add(holder)
-
-    def release(self, holder: str) -> None:
-        if holder in self._holders:
-            self._holders.discard(holder)
-            if not self._holders and not self._transport.is_closing():
-                super().resume_reading()
-
-    def release_all(self) -> None:
-        for holder in tuple(self._holders):
-            self.release(holder)
-
-    def held_by(self, holder: str) -> bool:
-        return holder in self._holders
-
-    def pause_reading(self) -> None:
-        self.hold("cold")
-
-    def resume_reading(self) -> None:
-        self.release("cold")
 
 
 class InferProtocol(HttpToolsProtocol):

@@ -16,7 +16,8 @@ from server.lanes.thread import ThreadLane
 from server.tensors import Tensor
 
 INLINE_LIMIT = 200e-6  # seconds: a thread hop costs 50 to 100 µs under the GIL, and the loop serves nobody while an inline run lasts
-MEMORY = 0.05  # weight of the newest run in the running mean
+MEMORY = 0.02  # weight of the newest run in the running mean
+OUTLIER = 4 * INLINE_LIMIT  # a run counts as at most this: being preempted now and then says nothing about the model
 TOO_SLOW = 2.0  # times the limit: the mean must pass this before the model is moved
 
 
@@ -34,7 +35,7 @@ class InlineLane:
 
     def submit(self, inputs: Mapping[str, Tensor], rows: int, on_result: OnResult) -> None:
         result = timed_run(self._backend, inputs, rows)
-        self._mean += MEMORY * (result.finished - result.started - self._mean)
+        self._mean += MEMORY * (min(result.finished - result.started, OUTLIER) - self._mean)
         on_result(result)
 
     def successor(self) -> Lane | None:

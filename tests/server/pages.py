@@ -76,8 +76,10 @@ def buckets_table() -> str:
 def outcomes_table() -> str:
     """Outcomes and their reasons."""
     rows = [(f"`{SUCCESS}`", "")]
-    for outcome in dict.fromkeys(OUTCOMES.values()):
-        rows.append((f"`{outcome}`", ", ".join(f"`{reason}`" for reason, of in OUTCOMES.items() if of == outcome)))
+    rows += [
+        (f"`{outcome}`", ", ".join(f"`{reason}`" for reason, of in OUTCOMES.items() if of == outcome))
+        for outcome in dict.fromkeys(OUTCOMES.values())
+    ]
     return _table(("`outcome`", "`reason`"), rows)
 
 

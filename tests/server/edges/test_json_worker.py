@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -207,6 +208,7 @@ async def test_the_helper_is_killed_in_the_middle_and_the_next_one_succeeds() ->
             first, second = Outcome(), Outcome()
             pid = worker.pid
             assert pid is not None
+            os.kill(pid, signal.SIGSTOP)  # so that it can't be done before it's killed
             worker.decode(BodySink([json_body()]), "m", "1", first)
             worker.decode(BodySink([json_body()]), "m", "1", second)
             os.kill(pid, signal.SIGKILL)
@@ -306,6 +308,7 @@ async def test_it_starts_with_the_first_job_too() -> None:
 
 
 async def test_memory_goes_with_the_last_view() -> None:
+    gc.collect()
     async with running() as worker:
         before = memfds()
         request, reply = await decode(worker, json_body())
@@ -376,16 +379,35 @@ async def test_no_python_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     worker.close()
 
 
-async def test_the_helper_ends_with_its_parent() -> None:
+PARENT = """
+import asyncio
+from server.edges.json_worker import JsonWorker
+
+async def main():
     worker = JsonWorker()
     await worker.start()
-    pid = worker.pid
-    assert pid is not None
-    assert worker._helper is not None
-    worker._helper._channel.shutdown(2)  # what the kernel does when this process dies
-    await until(lambda: worker.pid != pid)
-    assert not psutil.pid_exists(pid)
-    worker.close()
+    print(worker.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # nobody may be there to reap an orphan
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_the_helper_ends_with_its_parent() -> None:
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    assert not gone(pid)
+    parent.kill()
+    await parent.communicate()
+    await until(lambda: gone(pid))
 
 
 def test_uvloop_does_as_well() -> None:
@@ -398,6 +420,7 @@ def test_uvloop_does_as_well() -> None:
                 assert text(await encode(worker, response, reply)) == text(Encoder().encode(response, reply))
                 outcome, pid = Outcome(), worker.pid
                 assert pid is not None
+                os.kill(pid, signal.SIGSTOP)
                 worker.decode(BodySink([json_body()]), "m", "1", outcome)
                 os.kill(pid, signal.SIGKILL)
                 assert isinstance(await outcome.get(), Unavailable)

@@ -131,7 +131,7 @@ async def test_an_inline_lane_that_turns_slow_moves_to_a_thread() -> None:
     assert lane.successor() is None
     x = {"x": np.zeros((1, 2), np.float32)}
     heir = None
-    for _ in range(50):
+    for _ in range(200):
         await run(lane, x, 1)
         heir = lane.successor()
         if heir is not None:

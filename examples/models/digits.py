@@ -117,6 +117,5 @@ if __name__ == "__main__":
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "build/demo/digits.pt")
     started = time.monotonic()
     share = train(target)
-    print(
-        f"trained in {time.monotonic() - started:.1f} s: {share:.1%} of {len(data().test_labels)} held-out digits right, weights in {target}"
-    )
+    seconds, count = time.monotonic() - started, len(data().test_labels)
+    print(f"trained in {seconds:.1f} s: {share:.1%} of {count} held-out digits right, weights in {target}")

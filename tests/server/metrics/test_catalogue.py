@@ -33,7 +33,8 @@ def test_buckets_hold_what_alerts_ask_for() -> None:
 
 def test_every_error_has_an_outcome() -> None:
     def tree(kind: type[TidegateError]) -> set[str]:
-        return {kind.reason}.union(*map(tree, kind.__subclasses__()))
+        ours = (child for child in kind.__subclasses__() if child.__module__ == errors.__name__)  # the exporters have their own
+        return {kind.reason}.union(*map(tree, ours))
 
     reasons = tree(errors.TidegateError)
     assert reasons == OUTCOMES.keys()

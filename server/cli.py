@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,8 @@ import uvloop
 from server.app import App
 from server.backends.registry import backend_named
 from server.config import Settings, load_settings
+
+GC_THRESHOLDS = (20_000, 20, 50)  # allocations between collections: a request makes a dozen objects, few of them in cycles
 
 app = typer.Typer(help="Serve a model repository over HTTP (Open Inference Protocol).", add_completion=False)
 
@@ -39,6 +42,13 @@ def serve(
     uvloop.run(_serve(settings))
 
 
+def _calm_collector() -> None:
+    """What is there once the models are loaded stays: the garbage collector needn't look at it while requests are served."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
 async def _serve(settings: Settings) -> None:
     server = App(settings)
     stop = asyncio.Event()
@@ -56,6 +66,7 @@ async def _serve(settings: Settings) -> None:
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
+        _calm_collector()
         typer.echo(server.ready_line())
     await stopping
     starting.cancel()

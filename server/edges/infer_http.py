@@ -31,6 +31,7 @@ from server.edges.infer_edge import InferEdge, Target
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, TidegateError
 
 SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
+LARGE_PIECE = 32 * 1024  # bytes of a body in one read, from which on the other connections are served before the next
 LINGER = 1.0  # seconds of reading and dropping after the last answer of a connection
 DROPPED_BODIES = 2  # times limits.max_body that are read and dropped after a refusal, so that the client sees its answer
 INFLIGHT_PATIENCE = 1 / 6  # of the body time-out: how long a body may wait for room among the bytes in flight
@@ -151,6 +152,10 @@ class InferProtocol(HttpToolsProtocol):
         elif not message.receive(body):
             self.flow.hold("inflight")
             self._edge.inflight.wait(partial(self.flow.release, "inflight"))
+        elif len(body) >= LARGE_PIECE:
+            # libuv reads up to 32 pieces of 256 KiB from one socket before it looks at the others: one piece a turn is fair
+            self.flow.hold("turn")
+            self.loop.call_soon(self.flow.release, "turn")
         elif message.parts is not None and self._body_bytes > DROPPED_BODIES * self._edge.limits.max_body:
             self._end()
 

@@ -1,7 +1,7 @@
 """What runs in the helper process for big JSON: one request after the other, JSON to binary or back, until the parent hangs up.
 
 A request is a small message over a Unix socket with the body's memfd beside it, and so is its answer. The child imports the codecs
-and nothing else of the server, and gives way to it (nice 5).
+and nothing else of the server, and gives way to it (nice 10).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(channel_fd: int) -> None:
     """Serve jobs from the socket `channel_fd` until it's closed at the other end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which drains first and then hangs up
         signal.signal(number, signal.SIG_IGN)
-    os.nice(5)
+    os.nice(10)
     with socket.socket(fileno=channel_fd) as channel:
         send(channel, Answer(0))
         while True:

@@ -18,7 +18,7 @@ OPSET = 17
 TOLERANCES: Mapping[str, float] = MappingProxyType({"fp32": 1e-4})
 """The largest difference from PyTorch that is let through, as a share of the output's largest value."""
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 _DYNAMIC_AXIS = re.compile(r"(\d+)(?:=(\d+))?")
 
 Axes = Mapping[int, int | None]

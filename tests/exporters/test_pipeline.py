@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 from exporters.pipeline import Exported, export, steps
 from exporters.plan import ExportError, ModelRef, Plan
-from server.backends.base import VariantSpec
 from server.backends.registry import backend_named
+from server.config import Settings
+from server.repository.loader import describe
 from server.repository.manifest import file_sha256, read_manifest
+from server.repository.store import Entry
 from server.tensors import Tensor
 from tests.exporters.conftest import Remembers, Writer
 
@@ -25,21 +28,11 @@ def plan(user: Path, factory: str, example: str | None, **changes: Any) -> Plan:
 
 
 def answers(exported: Exported, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the entry's file answers, opened as the server would."""
-    variant = exported.manifest.variants[0]
+    """What the entry answers, read and opened as the server does it."""
     assert exported.entry is not None
-    spec = VariantSpec(
-        exported.manifest.model,
-        exported.entry.name,
-        variant.precision,
-        variant.backend,
-        exported.entry / variant.file,
-        optimization_level=variant.optimization_level,
-        inputs=tuple(entry.spec() for entry in variant.inputs),
-        outputs=tuple(entry.spec() for entry in variant.outputs),
-        threads=1,
-    )
-    return backend_named(variant.backend).open(spec).run(inputs, len(next(iter(inputs.values()))))
+    folder, version = exported.entry.parent, exported.entry.name
+    spec = describe(Entry(folder.name, folder, (version,)), version, Settings(repository=folder.parent)).spec
+    return backend_named(spec.backend).open(replace(spec, threads=1)).run(inputs, len(next(iter(inputs.values()))))
 
 
 def test_level_0_keeps_the_graph_as_it_is_exported(user: Path, reporter: Remembers) -> None:
@@ -147,6 +140,8 @@ def test_a_model_that_is_not_batched_says_why(user: Path, written: Writer, repor
     assert [(entry.name, entry.shape, entry.batch_axis) for entry in variant.inputs] == [("x", (3, 4), None)]
     assert variant.latency is not None
     assert list(variant.latency.seconds) == [1]
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_allclose(answers(exported, {"x": x})["output_0"], x - x.mean(axis=0), atol=1e-6)
     assert [note.split(":")[0] for note in reporter.notes] == [
         "not batched, so requests will run one by one",
         "input 'unused' reaches no output",

@@ -32,6 +32,7 @@ def test_a_plan_has_defaults() -> None:
         ({"format": "tensorrt"}, "--format tensorrt: not built yet"),
         ({"name": "../up"}, "can't be a model's name"),
         ({"name": ".hidden"}, "can't be a model's name"),
+        ({"name": "n" * 256}, "can't be a model's name"),
         ({"name": ""}, "can't be a model's name"),
         ({"repository": None}, "nowhere to write"),
         ({"output": Path("my model.onnx")}, "a manifest can't name that file"),

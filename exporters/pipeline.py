@@ -68,7 +68,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: the repository's entry, the single file, or both; and the manifest that is in each."""
+    """What was written: the repository's entry, the single file, or both; and the manifest (but for the file's name, the same in each)."""
 
     entry: Path | None
     output: Path | None
@@ -177,13 +177,18 @@ def _time(draft: Draft) -> None:
 
 def _package(draft: Draft) -> None:
     plan = draft.plan
-    name = f"model.{plan.precisions[0]}.onnx"
-    draft.manifest = _manifest(draft, plan.output.name if plan.output else name)
-    if plan.output:
-        write_output(plan.output, draft.file, draft.manifest)
     if plan.repository:
+        name = f"model.{plan.precisions[0]}.onnx"
         draft.manifest = _manifest(draft, name)
         draft.entry = write_entry(plan.repository, plan.name, plan.version, {name: draft.file}, draft.manifest)
+    if plan.output:
+        draft.manifest = _manifest(draft, plan.output.name)
+        try:
+            write_output(plan.output, draft.file, draft.manifest)
+        except OSError as error:
+            if draft.entry is None:
+                raise
+            raise ExportError(f"{draft.entry} is written, but {plan.output} isn't: {error.strerror or error}") from error
 
 
 def _open(draft: Draft) -> Backend:

@@ -237,6 +237,9 @@ def _runs(found: Study, seed: int, perturb: bool) -> Iterator[Run]:
         outputs = call.answer(inputs)
         budget.spend(rows, sum(array.nbytes for array in (*inputs.values(), *outputs)))
         yield Run(inputs, outputs, rows)
+    for other in lengths.trials():
+        inputs = lengths.apply(stream.take(1), other)
+        yield Run(inputs, call.answer(inputs), 1)
 
 
 class _Budget:

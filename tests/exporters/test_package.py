@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_versions_count_on(tmp_path: Path, model: Path, manifest: Manifest) -> N
     assert read_manifest(repository / "net" / "8" / "manifest.json") == manifest
     assert file_sha256(repository / "net" / "8" / "model.fp32.onnx") == file_sha256(model)
     assert not [name for name in listing(repository) if "partial" in name]
+
+
+def test_exports_at_once_get_versions_of_their_own(tmp_path: Path, model: Path, manifest: Manifest) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(write_entry, tmp_path / "models", "net", None, {"m.onnx": model}, manifest) for _ in range(16)]
+        entries = {future.result() for future in waiting}
+    assert {entry.name for entry in entries} == {str(version) for version in range(1, 17)}
+    assert all(listing(entry) == {"m.onnx", "manifest.json"} for entry in entries)
 
 
 def test_entries_can_be_read_by_others(tmp_path: Path, model: Path, manifest: Manifest) -> None:

@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from server.config import Settings
+from server.engine.admission import terms_of
 from server.engine.batcher import Batcher, preferred_rows
 from server.engine.engine import Engine
 from server.errors import ModelDefect
 from server.lanes.opening import LanePlan, Opened, open_lanes
+from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.messages import ModelKey
 from server.metrics.recorder import Recorder
+from server.padding import NO_PADDING
 from server.repository.loader import Loadable, describe
 from server.repository.store import Entry, Store
 from server.router.table import ServedVersion, ServingTable, State
@@ -63,7 +66,8 @@ class ControlPlane:
         except ModelDefect as error:
             self._unavailable(entry.name, version, str(error))
             return
-        served = self._serve(loadable, opened)
+        unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
+        served = self._serve(loadable, opened, unpadded)
         self._table.put(served)
         self._journal.lifecycle(
             "model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason
@@ -82,19 +86,24 @@ class ControlPlane:
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 
-    def _serve(self, loadable: Loadable, opened: Opened) -> ServedVersion:
+    def _serve(self, loadable: Loadable, opened: Opened, unpadded: str) -> ServedVersion:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
         batcher = (
             Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
         )
         figures = self._recorder.figures(key)
-        engine = Engine(key, opened.lanes, batcher, figures, max_queue_rows=config.queue.max_rows, batched=warmup.batched)
+        terms = terms_of(config, NO_PADDING if unpadded else loadable.padding)
+        engine = Engine(key, opened.lanes, batcher, figures, terms=terms, batched=warmup.batched)
         labels = {"model": key.name, "version": key.version}
         self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
-        why = "" if warmup.batched else f"served unbatched: {warmup.why}"
-        return ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
+        why = [] if warmup.batched else [f"served unbatched: {warmup.why}"]
+        if unpadded:
+            why.append(f"not padded, only requests of one length share a run: {unpadded}")
+        return ServedVersion(
+            key.name, key.version, State.READY, "; ".join(why), engine, loadable.manifest, platform=spec.backend, lanes=opened.why
+        )
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))

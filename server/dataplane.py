@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from time import monotonic
 
-from server.errors import InvalidRequest, TidegateError
+from server.engine.admission import admit
+from server.errors import TidegateError
+from server.explain import explained
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
@@ -35,8 +37,9 @@ class DataPlane:
         """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns."""
         try:
             route = self._router.route(request.model, request.version)
-            if (timeout := request.parameters.get("timeout")) is not None:
-                request.deadline = request.received + _timeout(timeout)
+            admit(request, route.engine.terms)
+            if request.explain:
+                on_response = explained(request, route.reason, on_response)
             return route.engine.submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
@@ -53,11 +56,6 @@ class DataPlane:
             figures.failed(error.reason if error is not None else "internal")
         else:
             figures.answered(total, batch.cut - request.queued, request.decode_seconds, encode_seconds)
+        if request.tenant:
+            self._recorder.tenant(request.tenant, error.reason if error is not None else "")
         self._journal.finished(request, response, total, encode_seconds)
-
-
-def _timeout(value: str | int | float | bool) -> float:
-    """Seconds of the request parameter `timeout`, which is in microseconds. Raises InvalidRequest."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRequest(f"parameter 'timeout' must be a whole number of microseconds, got {value!r}")
-    return value * 1e-6 if value else float("inf")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from server.errors import InvalidRequest
 from server.messages import InferRequest, Layout
 from server.padding import NO_PADDING, Padding
-from server.repository.model_config import ModelConfig
+from server.repository.model_config import OTHER_TENANT, ModelConfig
 from server.tensors import DTYPES, TensorSpec, elements
 
 
@@ -35,6 +35,35 @@ def terms_of(config: ModelConfig, padding: Padding) -> Terms:
     queue = config.queue
     timeout = queue.timeout or (config.batching.latency_objective if queue.on_late == "reject" else None)
     return Terms(queue.max_rows, queue.max_bytes, timeout, queue.priorities, frozenset(queue.tenants), padding)
+
+
+def admit(request: InferRequest, terms: Terms) -> None:
+    """Take a request on these terms: its deadline, priority and tenant, and whether it asks to be explained. Raises InvalidRequest that
+    says what a parameter may be."""
+    if request.parameters:
+        _read_parameters(request, terms)
+    if request.deadline is None and terms.timeout is not None:
+        request.deadline = request.received + terms.timeout
+    if request.tenant and request.tenant not in terms.tenants:
+        request.tenant = OTHER_TENANT if terms.tenants else ""
+
+
+def _read_parameters(request: InferRequest, terms: Terms) -> None:
+    parameters = request.parameters
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or timeout < 0:
+        raise InvalidRequest(f"parameter 'timeout' must be a whole number of microseconds, 0 for the model's own; got {timeout!r}")
+    if timeout:
+        request.deadline = request.received + timeout * 1e-6
+    priority = parameters.get("priority", 0)
+    if type(priority) is not int or not 0 <= priority <= terms.priorities:
+        levels = f"from 1 (first) to {terms.priorities} (last), or 0 for the last"
+        raise InvalidRequest(f"parameter 'priority' for model '{request.model}' must be a whole number {levels}; got {priority!r}")
+    request.priority = priority
+    explain = parameters.get("explain", False)
+    if type(explain) is not bool:
+        raise InvalidRequest(f"parameter 'explain' must be true or false; got {explain!r}")
+    request.explain = explain
 
 
 class Fit(NamedTuple):

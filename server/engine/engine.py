@@ -87,7 +87,7 @@ class Engine:
         queue, terms = self._queue, self.terms
         if queue.rows + request.rows > terms.max_rows:
             raise Overloaded(f"model '{self.key.name}': exceeds maximum queue size of {terms.max_rows} rows", "queue.max_rows")
-        if terms.max_bytes is not None and queue.bytes + size > terms.max_bytes:
+        if terms.max_bytes is not None and queue.bytes and queue.bytes + size > terms.max_bytes:  # a larger one may wait alone
             raise Overloaded(f"model '{self.key.name}': exceeds maximum queue size of {terms.max_bytes} bytes", "queue.max_bytes")
 
     def _check_outputs(self, request: InferRequest) -> None:

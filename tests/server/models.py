@@ -97,6 +97,12 @@ def two_inputs_model(path: Path, width: int = 4) -> Path:
     )
 
 
+def scaled_model(path: Path, width: int = 2) -> Path:
+    """y = x * scale, FP32 [N, width] and [1] → [N, width]: the scale isn't per row."""
+    node = helper.make_node("Mul", ["x", "scale"], ["y"])
+    return write_model(path, [node], [value("x", ["N", width]), value("scale", [1])], [value("y", ["N", width])])
+
+
 def sum_rows_model(path: Path, width: int = 4) -> Path:
     """y = sum of x over its rows, FP32 [N, width] → [1, width]: the output isn't per row, and the file says so."""
     node = helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)

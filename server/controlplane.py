@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from server.config import Settings
-from server.engine.batcher import Batcher, preferred_rows
+from server.engine.batcher import Batcher, BatchPolicy
+from server.engine.cost_model import CostModel
 from server.engine.engine import Engine
+from server.engine.request_queue import QueueLimits
 from server.errors import ModelDefect
 from server.lanes.opening import LanePlan, Opened, open_lanes
 from server.logs import Journal
@@ -85,11 +87,11 @@ class ControlPlane:
     def _serve(self, loadable: Loadable, opened: Opened) -> ServedVersion:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
-        batcher = (
-            Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
-        )
+        policy = BatchPolicy(max_rows=config.batching.max_rows if warmup.batched else 1, lanes=len(opened.lanes))
+        batcher = Batcher(policy, CostModel(warmup.latency))
         figures = self._recorder.figures(key)
-        engine = Engine(key, opened.lanes, batcher, figures, max_queue_rows=config.queue.max_rows, batched=warmup.batched)
+        limits = QueueLimits(rows=config.queue.max_rows)
+        engine = Engine(key, opened.lanes, batcher, figures, limits=limits, batched=warmup.batched)
         labels = {"model": key.name, "version": key.version}
         self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)

@@ -82,7 +82,8 @@ class BatchFacts:
 @dataclass(slots=True)
 class InferRequest:
     """One inference request, whichever edge it came by. `outputs` empty means all; `received` is time.monotonic at the last byte,
-    `queued` at submission; `decode_seconds` is what the edge spent on the body."""
+    `queued` at submission; `decode_seconds` is what the edge spent on the body. `length` is cells a row along padded axes, 1 where nothing
+    is padded; `priority` 1 is the highest, 0 the default, which is the lowest."""
 
     model: str
     inputs: dict[str, Tensor]
@@ -98,6 +99,9 @@ class InferRequest:
     queued: float = 0.0
     deadline: Deadline | None = None
     rows: int = 0
+    length: int = 1
+    priority: int = 0
+    tenant: str = ""
 
 
 @dataclass(slots=True)

@@ -12,13 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from server.config import Settings
-from server.engine.admission import terms_of
-from server.engine.batcher import Batcher, preferred_rows
+from server.engine.admission import length_at, policy_of, terms_of
+from server.engine.batcher import Batcher
+from server.engine.cost_model import CostModel
 from server.engine.engine import Engine
 from server.errors import ModelDefect
 from server.explain import capacity_of
 from server.lanes.opening import LanePlan, Opened, open_lanes
 from server.lanes.pad_proof import pad_fault
+from server.lanes.warmup import FREE_AXES
 from server.logs import Journal
 from server.messages import ModelKey
 from server.metrics.rate import Rate
@@ -26,7 +28,6 @@ from server.metrics.recorder import Recorder
 from server.padding import NO_PADDING
 from server.repository.loader import Loadable, describe
 from server.repository.store import Entry, Store
-from server.router.costs import WarmUpCosts
 from server.router.table import ServedVersion, ServingTable, State
 
 
@@ -96,12 +97,11 @@ class ControlPlane:
     def _serve(self, loadable: Loadable, opened: Opened, unpadded: str) -> ServedVersion:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
-        batcher = (
-            Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
-        )
+        padding = NO_PADDING if unpadded or not warmup.batched else loadable.padding
+        length = length_at(FREE_AXES[0], opened.lanes[0].inputs, padding)
+        batcher = Batcher(policy_of(config, len(opened.lanes), warmup.batched), CostModel(warmup.latency, length))
         figures = self._recorder.figures(key)
-        terms = terms_of(config, NO_PADDING if unpadded else loadable.padding)
-        engine = Engine(key, opened.lanes, batcher, figures, terms=terms, batched=warmup.batched)
+        engine = Engine(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
         served = ServedVersion(
             key.name,
             key.version,
@@ -111,7 +111,6 @@ class ControlPlane:
             platform=spec.backend,
             lanes=opened.why,
             config=config,
-            costs=WarmUpCosts(warmup.latency),
             unpadded=unpadded,
         )
         served.reason = "; ".join(_notes(served, "" if warmup.batched else warmup.why))

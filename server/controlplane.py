@@ -93,7 +93,8 @@ class ControlPlane:
         labels = {"model": key.name, "version": key.version}
         self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
-        why = "" if warmup.batched else f"served unbatched: {warmup.why}"
+        proved = loadable.manifest.unbatched if loadable.manifest is not None else None
+        why = "" if warmup.batched else f"served unbatched: {proved or warmup.why}"
         return ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 import tritonclient.http as client
 from rich.console import Console
 
-from examples.questions import SENTENCES, Asker, WrongAnswerError, ask_digits, ask_photos, ask_sentences
+from examples.models import digits
+from examples.questions import SENTENCES, SHOWN_DIGITS, Asker, WrongAnswerError, ask_digits, ask_photos, ask_sentences
 from server.app import App
 
 Question = Callable[[Console, Asker], None]
@@ -34,8 +35,10 @@ def test_photos(right: App, console: Console, said: io.StringIO) -> None:
     assert re.search(r"cup of coffee\s+│ class 504 \d+%", said.getvalue())
 
 
-def test_digits(right: App, console: Console, said: io.StringIO) -> None:
-    asked(right, ask_digits, console)
+def test_digits(right: App, said: io.StringIO) -> None:
+    asked(right, ask_digits, Console(file=said, width=60, highlight=False))  # a narrow terminal
+    written = " ".join(map(str, digits.data().test_labels[:SHOWN_DIGITS]))
+    assert f"│ written │ {written} │" in said.getvalue()
     found = re.search(r"(\d+) of 540 digits that it never saw are read right \((9\d\.\d)%\)", said.getvalue())
     assert found is not None
     assert int(found[1]) > 0.95 * 540

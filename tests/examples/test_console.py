@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from examples.console import PLAIN_WIDTH, make_console, step
+from examples.console import PLAIN_WIDTH, make_console, say, step
 from examples.demo import main
 
 
@@ -24,6 +24,13 @@ def test_on_a_terminal_the_spinner_goes_away() -> None:
         pass
     assert re.search(r"- think: .*done.* in \d\.\d s\n$", out.getvalue())
     assert "\x1b[?25h" in out.getvalue()  # the cursor is shown again
+
+
+@pytest.mark.parametrize(("terminal", "lines"), [(True, ["words kept", "whole"]), (False, ["words kept whole"])])
+def test_prose_is_broken_between_words_and_only_for_people(terminal: bool, lines: list[str]) -> None:
+    out = io.StringIO()
+    say(Console(file=out, force_terminal=terminal, width=11), "words kept whole")
+    assert [line.rstrip() for line in out.getvalue().splitlines()] == lines
 
 
 def test_a_step_that_fails_is_not_done(console: Console, said: io.StringIO) -> None:

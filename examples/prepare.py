@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from examples import fetch
-from examples.console import step
+from examples.console import say, step
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = ROOT / "build" / "models"
@@ -94,7 +94,7 @@ def train_digits(console: Console) -> None:
             raise PrepareError(f"training failed (status {result.returncode}), see above: {' '.join(command)}")
         note.write_text(result.stdout)
         stamp.write_text(current)
-    console.print(f"- digits: {note.read_text().strip()}", soft_wrap=True)
+    say(console, f"- digits: {note.read_text().strip()}")
 
 
 def export(console: Console, example: Example) -> None:
@@ -103,7 +103,7 @@ def export(console: Console, example: Example) -> None:
     exporter = sorted((ROOT / "exporters").rglob("*.py"))
     current = _hash([example.source, *example.weights, *exporter], "\0".join((*example.flags, example.model_yaml)))
     if any(folder.glob("*/manifest.json")) and _holds(stamp, current):
-        console.print(f"- export {example.name}: up to date in {folder.relative_to(ROOT)}", soft_wrap=True)
+        say(console, f"- export {example.name}: up to date in {folder.relative_to(ROOT)}")
         return
     stamp.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

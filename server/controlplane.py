@@ -6,8 +6,10 @@ Loads run one at a time in a thread of their own; serving goes on beside them.
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from server.config import Settings
 from server.engine.batcher import Batcher, preferred_rows
@@ -40,6 +42,7 @@ class ControlPlane:
         self._recorder = recorder
         self._journal = journal
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._root = _paths_below(settings.repository)
         self.loaded = False
 
     async def load_all(self) -> None:
@@ -93,11 +96,13 @@ class ControlPlane:
         labels = {"model": key.name, "version": key.version}
         self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
-        why = "" if warmup.batched else f"served unbatched: {warmup.why}"
+        proved = loadable.manifest.unbatched if loadable.manifest is not None else None
+        why = "" if warmup.batched else f"served unbatched: {proved or warmup.why}"
         return ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))
+        # Anyone may read the index, and only the operator needs to know where the repository lies.
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._root.sub("", reason)))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
 
     def index(self, only_ready: bool = False) -> list[IndexRow]:
@@ -128,3 +133,9 @@ class ControlPlane:
                 await loop.run_in_executor(self._loader, entry.engine.close)
                 entry.engine = None
         self._loader.shutdown()
+
+
+def _paths_below(repository: Path) -> re.Pattern[str]:
+    """Matches the repository's own part of a path to something in it, as it was given and as links and the working folder make it."""
+    spellings = sorted({str(repository), str(repository.absolute()), str(repository.resolve())}, key=len, reverse=True)
+    return re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, spellings))})/")

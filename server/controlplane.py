@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from server.config import Settings
 from server.engine.admission import length_at, policy_of, terms_of
@@ -49,6 +51,7 @@ class ControlPlane:
         self._recorder = recorder
         self._journal = journal
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._root = _paths_below(settings.repository)
         self.loaded = False
 
     async def load_all(self) -> None:
@@ -101,6 +104,7 @@ class ControlPlane:
         length = length_at(FREE_AXES[0], opened.lanes[0].inputs, padding)
         batcher = Batcher(policy_of(config, len(opened.lanes), warmup.batched), CostModel(warmup.latency, length))
         figures = self._recorder.figures(key)
+        proved = loadable.manifest.unbatched if loadable.manifest is not None else None
         engine = Engine(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
         served = ServedVersion(
             key.name,
@@ -113,7 +117,7 @@ class ControlPlane:
             config=config,
             unpadded=unpadded,
         )
-        served.reason = "; ".join(_notes(served, "" if warmup.batched else warmup.why))
+        served.reason = "; ".join(_notes(served, "" if warmup.batched else proved or warmup.why))
         self._gauges(served, engine)
         return served
 
@@ -130,7 +134,8 @@ class ControlPlane:
         gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (capacity_of(served).rows_per_s or math.inf))
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))
+        # Anyone may read the index, and only the operator needs to know where the repository lies.
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._root.sub("", reason)))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
 
     def index(self, only_ready: bool = False) -> list[IndexRow]:
@@ -175,3 +180,9 @@ def _notes(served: ServedVersion, unbatched: str) -> Iterator[str]:
             f"batching.latency_objective {(capacity.objective or 0) * 1e3:.3g} ms can't be met: a run of one row takes "
             f"{capacity.run_seconds * 1e3:.3g} ms here; the least feasible is {math.ceil(capacity.run_seconds * 1.1e3)} ms"
         )
+
+
+def _paths_below(repository: Path) -> re.Pattern[str]:
+    """Matches the repository's own part of a path to something in it, as it was given and as links and the working folder make it."""
+    spellings = sorted({str(repository), str(repository.absolute()), str(repository.resolve())}, key=len, reverse=True)
+    return re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, spellings))})/")

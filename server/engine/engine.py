@@ -15,6 +15,7 @@ from server.engine.batch import gather, split
 from server.engine.batcher import Batcher, Cut
 from server.engine.request_queue import RequestQueue, Ticket
 from server.engine.scheduler import Scheduler
+from server.engine.supervisor import Supervisor
 from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidRequest, Overloaded, TidegateError
 from server.lanes.base import Lane, RunResult
 from server.messages import BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
@@ -45,6 +46,7 @@ class Engine:
         self._open = True
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start)
+        self.supervisor = Supervisor(self, key.name, self._loop)
 
     @property
     def queue_rows(self) -> int:
@@ -58,6 +60,8 @@ class Engine:
             self._check_outputs(request)
         if self._queue.rows + request.rows > self._max_queue_rows:
             raise Overloaded(f"model '{self.key.name}': exceeds maximum queue size of {self._max_queue_rows} rows", "queue.max_rows")
+        if self.supervisor.guarded:
+            self.supervisor.check(request)
         if not self._open:
             raise Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded")
         ticket = Ticket(request, on_response, group)
@@ -99,6 +103,10 @@ class Engine:
         lane.submit(inputs, cut.rows, partial(self._finish, cut, lane, facts, monotonic() - begun))
 
     def _finish(self, cut: Cut, lane: Lane, facts: BatchFacts, gather_seconds: float, result: RunResult) -> None:
+        if result.loss is not None:
+            self._running -= 1
+            self.supervisor.lost(cut.tickets, lane, result.loss)
+            return
         facts.started, facts.finished = result.started, result.finished
         error, shares = result.error, None
         if error is None:
@@ -107,7 +115,8 @@ class Engine:
             except TidegateError as failure:
                 error = failure
         self._running -= 1
-        self._scheduler.release(self._successor(lane))
+        if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
+            self._scheduler.release(self._successor(lane))
         self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
@@ -134,10 +143,26 @@ class Engine:
         except Exception as failure:  # noqa: BLE001 - one edge's fault must not take the answers of a batch's other requests
             self._loop.call_exception_handler({"message": "an edge failed on an answer", "exception": failure})
 
+    def rerun(self, tickets: list[Ticket], lane: Lane) -> None:
+        """Run tickets whose lane was lost in another. The supervisor's, as are `fail` to `overdue`."""
+        self._start(Cut(tickets, sum(ticket.rows for ticket in tickets)), lane)
+
+    def fail(self, ticket: Ticket, error: TidegateError) -> None:
+        self._answer(ticket, error=error)
+
+    def release(self, lane: Lane) -> None:
+        self._scheduler.release(lane)
+
+    def withdraw(self, lane: Lane) -> None:
+        self._scheduler.withdraw(lane)
+
+    def overdue(self, now: float) -> list[Ticket]:
+        return self._queue.overdue(now)
+
     async def drain(self) -> None:
         """Refuse new requests and wait until all that wait have been answered."""
         self._open = False
-        while self._running or self._queue.rows:
+        while self._running or self._queue.rows or self.supervisor.busy:
             await asyncio.sleep(DRAIN_POLL)
 
     def abandon(self) -> None:
@@ -145,8 +170,10 @@ class Engine:
         self._open = False
         for ticket in self._queue.clear():
             self._answer(ticket, error=Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded"))
+        self.supervisor.abandon()
 
     def close(self) -> None:
         """Give the lanes back. Blocks until their runs are over: call it off the loop."""
         for lane in self.lanes:
             lane.close()
+        self.supervisor.close()

@@ -5,6 +5,7 @@ Rows are counted, never requests. A cancelled request stays in its deque as a to
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator
 
@@ -87,6 +88,18 @@ class RequestQueue:
             else:
                 del self.groups[group]
         self._tombstones = 0
+
+    def overdue(self, now: float) -> list[Ticket]:
+        """Every live ticket whose deadline has passed, each taken out; all of them with `now` infinite."""
+        late = [
+            ticket
+            for waiting in self.groups.values()
+            for ticket in waiting
+            if not ticket.cancelled and (now == math.inf or (ticket.request.deadline or math.inf) <= now)
+        ]
+        for ticket in late:
+            ticket.cancel()
+        return late
 
     def clear(self) -> Iterator[Ticket]:
         """Every live ticket, each taken out."""

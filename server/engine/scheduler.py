@@ -48,6 +48,11 @@ class Scheduler:
         if self._queue.groups:
             self.arm()
 
+    def withdraw(self, lane: Lane) -> None:
+        """A free lane is gone."""
+        if lane in self._free:
+            self._free.remove(lane)
+
     def _turn(self) -> None:
         """One cut for each lane that was free when the turn began: an inline run frees its lane at once, and sockets go first."""
         self._armed = False

@@ -18,6 +18,7 @@ PURE = {
     "server.numerics",
     "server.engine.batcher",
     "server.engine.cost_model",
+    "server.engine.recovery",
     "server.router.rules",
     "server.router.canary",
     "server.router.experiment",

@@ -17,6 +17,7 @@ from server.engine.request_queue import RequestQueue, Ticket
 from server.engine.scheduler import Scheduler
 from server.engine.supervisor import Supervisor
 from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidRequest, Overloaded, TidegateError
+from server.lanes.arbiter import Device
 from server.lanes.base import Lane, RunResult
 from server.messages import BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
 from server.metrics.recorder import Figures
@@ -46,7 +47,7 @@ class Engine:
         self._open = True
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start)
-        self.supervisor = Supervisor(self, key.name, self._loop)
+        self.supervisor = Supervisor(self, key, self._loop)
 
     @property
     def queue_rows(self) -> int:
@@ -90,6 +91,7 @@ class Engine:
             self._answer(ticket, error=DeadlineExceeded("Request timeout expired: the request waited past its deadline", retry_after=1.0))
         if not cut.tickets:
             self._scheduler.release(lane)
+            self._scheduler.over(0.0)
             return
         self._running += 1
         begun = monotonic()
@@ -105,6 +107,8 @@ class Engine:
     def _finish(self, cut: Cut, lane: Lane, facts: BatchFacts, gather_seconds: float, result: RunResult) -> None:
         if result.loss is not None:
             self._running -= 1
+            self._scheduler.withdraw(lane)
+            self._scheduler.over(result.finished - result.started)
             self.supervisor.lost(cut.tickets, lane, result.loss)
             return
         facts.started, facts.finished = result.started, result.finished
@@ -117,6 +121,7 @@ class Engine:
         self._running -= 1
         if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
             self._scheduler.release(self._successor(lane))
+        self._scheduler.over(facts.finished - facts.started)
         self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
@@ -143,8 +148,13 @@ class Engine:
         except Exception as failure:  # noqa: BLE001 - one edge's fault must not take the answers of a batch's other requests
             self._loop.call_exception_handler({"message": "an edge failed on an answer", "exception": failure})
 
+    def share_device(self, device: Device, width: float) -> None:
+        """Run on `device` only in turn with others that do, each run on `width` of its slots."""
+        self._scheduler.share = device.join(width, self._scheduler.granted)
+
     def rerun(self, tickets: list[Ticket], lane: Lane) -> None:
         """Run tickets whose lane was lost in another. The supervisor's, as are `fail` to `overdue`."""
+        self._scheduler.unasked()
         self._start(Cut(tickets, sum(ticket.rows for ticket in tickets)), lane)
 
     def fail(self, ticket: Ticket, error: TidegateError) -> None:
@@ -171,6 +181,9 @@ class Engine:
         for ticket in self._queue.clear():
             self._answer(ticket, error=Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded"))
         self.supervisor.abandon()
+        if self._scheduler.share is not None:
+            self._scheduler.share.leave(monotonic())
+            self._scheduler.share = None
 
     def close(self) -> None:
         """Give the lanes back. Blocks until their runs are over: call it off the loop."""

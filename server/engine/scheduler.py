@@ -11,6 +11,7 @@ from time import monotonic
 
 from server.engine.batcher import Batcher, Cut
 from server.engine.request_queue import RequestQueue
+from server.lanes.arbiter import Share
 from server.lanes.base import Lane
 
 
@@ -31,6 +32,7 @@ class Scheduler:
         self._free = list(lanes)
         self._start = start
         self._armed = False
+        self.share: Share | None = None  # of a device that other models run on, too
 
     @property
     def free_lanes(self) -> int:
@@ -49,7 +51,7 @@ class Scheduler:
             self.arm()
 
     def withdraw(self, lane: Lane) -> None:
-        """A free lane is gone."""
+        """A lane is gone, free or not."""
         if lane in self._free:
             self._free.remove(lane)
 
@@ -57,7 +59,33 @@ class Scheduler:
         """One cut for each lane that was free when the turn began: an inline run frees its lane at once, and sockets go first."""
         self._armed = False
         for _ in range(len(self._free)):
-            cut = self._batcher.cut(self._queue, monotonic())
-            if not cut.tickets and not cut.expired:
+            if self.share is not None and not self.share.take(monotonic()):
                 return
-            self._start(cut, self._free.pop())
+            if not self._cut():
+                self.over(0.0)
+                return
+
+    def _cut(self) -> bool:
+        """Start one run; False where there's nothing to run."""
+        cut = self._batcher.cut(self._queue, monotonic())
+        if not cut.tickets and not cut.expired:
+            return False
+        self._start(cut, self._free.pop())
+        return True
+
+    def granted(self) -> bool:
+        """The device is ours for one run: start it. False where there's nothing to run, or no lane free."""
+        started = bool(self._free) and self._cut()
+        if self._queue.groups:
+            self.arm()
+        return started
+
+    def over(self, seconds: float) -> None:
+        """A run is over, after `seconds`: the device may be another's turn. After `release`, so that it may be ours."""
+        if self.share is not None:
+            self.share.give(seconds, monotonic(), more=bool(self._free and self._queue.groups))
+
+    def unasked(self) -> None:
+        """A run is started that didn't wait for its turn."""
+        if self.share is not None:
+            self.share.running += 1

@@ -19,6 +19,7 @@ PURE = {
     "server.engine.batcher",
     "server.engine.cost_model",
     "server.engine.recovery",
+    "server.lanes.arbiter",
     "server.router.rules",
     "server.router.canary",
     "server.router.experiment",

@@ -8,14 +8,20 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from server.config import Settings
 from server.engine.batcher import Batcher, preferred_rows
 from server.engine.engine import Engine
+from server.engine.supervisor import Supervisor
 from server.errors import ModelDefect
-from server.lanes.opening import LanePlan, Opened, open_lanes
+from server.lanes.arbiter import Arbiter
+from server.lanes.base import LossReason
+from server.lanes.opening import LanePlan, Opened, open_lanes, usable_cores
 from server.logs import Journal
 from server.messages import ModelKey
+from server.metrics.catalogue import LANE_RESTARTS, MODEL_LABELS
 from server.metrics.recorder import Recorder
 from server.repository.loader import Loadable, describe
 from server.repository.store import Entry, Store
@@ -39,7 +45,9 @@ class ControlPlane:
         self._table = table
         self._recorder = recorder
         self._journal = journal
+        # Process lanes' children end with the thread that started them: this one lives as long as the lanes.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._arbiter = Arbiter(usable_cores())
         self.loaded = False
 
     async def load_all(self) -> None:
@@ -75,10 +83,12 @@ class ControlPlane:
         rows = loadable.config.warmup.rows or (1, 4, 16, batching.max_rows)
         plan = LanePlan(
             kind=lanes.kind,
-            count=lanes.count,
+            count=lanes.count or self._settings.lanes.count,
             threads=lanes.threads or self._settings.lanes.threads,
             rows=tuple(sorted({row for row in rows if row <= batching.max_rows})),
             trust_batch_axis=loadable.trust_batch_axis,
+            memory_limit=lanes.memory_limit or 0,
+            pin=lanes.pin,
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 
@@ -92,9 +102,31 @@ class ControlPlane:
         engine = Engine(key, opened.lanes, batcher, figures, max_queue_rows=config.queue.max_rows, batched=warmup.batched)
         labels = {"model": key.name, "version": key.version}
         self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
-        self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
+        self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 0.0 if engine.supervisor.down else 1.0)
         why = "" if warmup.batched else f"served unbatched: {warmup.why}"
-        return ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
+        served = ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
+        if opened.lanes[0].kind != "inline":
+            width = opened.threads if spec.device == "cpu" else 1 / len(opened.lanes)
+            engine.share_device(self._arbiter.device(spec.device), width)
+        if opened.lanes[0].kind == "process":
+            self._watch(served, engine.supervisor)
+        return served
+
+    def _watch(self, served: ServedVersion, supervisor: Supervisor) -> None:
+        """Tell what becomes of process lanes, and take the version off the table while none of them lives."""
+        ready = served.reason
+
+        def on_event(event: str, facts: dict[str, Any]) -> None:
+            self._journal.lifecycle(event, model=served.model, version=served.version, **facts)
+            if event in ("lanes_down", "lanes_up") and self._table.version(served.model, served.version) is served:
+                served.state = State.READY if event == "lanes_up" else State.UNAVAILABLE
+                served.reason = ready if event == "lanes_up" else f"lane restarting: {facts['why']}"
+                self._table.put(served)
+
+        supervisor.on_event = on_event
+        for reason in LossReason:
+            labels = dict(zip((*MODEL_LABELS, "reason"), (*supervisor.key, reason), strict=True))
+            self._recorder.gauge(LANE_RESTARTS.name, labels, partial(supervisor.restarts.__getitem__, reason))
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))

@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.engine.recovery import DOWN_AFTER, REFUSED_FOR, Backoff, Case, Docket, Refusals, Stage, Verdict, fingerprint
 from server.engine.request_queue import Ticket
 from server.errors import BackendFailure, DeadlineExceeded, Draining, ModelDefect, ModelUnavailable, TidegateError
-from server.lanes.base import Lane, Loss
-from server.messages import InferRequest
+from server.lanes.base import Lane, Loss, LossReason
+from server.messages import InferRequest, ModelKey
 
 OVERDUE_POLL = 0.05  # seconds between looks at the queue's deadlines while no lane is left to cut a batch
 RETRY_DOWN = 5.0  # seconds that clients of a model without lanes are told to wait
 
-OnEvent = Callable[[str, dict[str, object]], None]
+OnEvent = Callable[[str, dict[str, Any]], None]
 """Told of lane_lost, lane_restarted, input_refused, lanes_down and lanes_up, with facts."""
 
 
@@ -53,21 +53,21 @@ class Host(Protocol):
 
 
 class Supervisor:
-    """`name` is the model's, for texts. `on_event` may be set by whoever wants to know. `guarded` says that a request must pass `check`:
+    """`key` is whose lanes they are. `on_event` may be set by whoever wants to know. `guarded` says that a request must pass `check`:
     nearly never. `cases` are the lanes that run a batch under suspicion."""
 
-    def __init__(self, host: Host, name: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, host: Host, key: ModelKey, loop: asyncio.AbstractEventLoop) -> None:
+        self.key = key
         self.cases: dict[Lane, Case[Ticket]] = {}
-        self.restarts: dict[str, int] = {}
+        self.restarts: dict[str, int] = dict.fromkeys(LossReason, 0)
         self.on_event: OnEvent = lambda event, facts: None
         self._host = host
-        self._name = name
         self._loop = loop
         self._docket: Docket[Ticket] = Docket()
         self._retries: list[Case[Ticket]] = []
         self._backoff = Backoff()
         self._refusals = Refusals()
-        self._keeper = ThreadPoolExecutor(1, thread_name_prefix=f"lanes-{name}")
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix=f"lanes-{key.name}")
         self._quarantine: Lane | None = None
         self._isolating = False
         self._since: dict[Lane, float] = {}
@@ -85,10 +85,10 @@ class Supervisor:
     def check(self, request: InferRequest) -> None:
         """Raises BackendFailure for an input that killed its process a while ago, ModelUnavailable while the lanes are down."""
         if self.down:
-            raise ModelUnavailable(f"model '{self._name}': lane restarting: {self.down}", retry_after=RETRY_DOWN)
+            raise ModelUnavailable(f"model '{self.key.name}': lane restarting: {self.down}", retry_after=RETRY_DOWN)
         left = self._refusals.left(request.inputs, monotonic())
         if left:
-            raise BackendFailure(f"model '{self._name}': this very input killed the model's process; it's refused for {left:.0f} s more")
+            raise BackendFailure(f"model '{self.key.name}': this very input killed the model's process; it's refused for {left:.0f} s more")
         self.guarded = len(self._refusals) > 0
 
     def lost(self, tickets: list[Ticket], lane: Lane, loss: Loss) -> None:
@@ -104,7 +104,7 @@ class Supervisor:
         for ticket in verdict.blamed:
             self._blame(ticket, loss)
         for ticket in verdict.failed:
-            text = f"model '{self._name}': its process {loss.text}, {case.trail.deaths} times on this batch, whatever was left out of it"
+            text = f"model '{self.key.name}': its process {loss.text}, {case.trail.deaths} times on this batch, whatever was left out of it"
             self._host.fail(ticket, BackendFailure(text))
         if verdict.retry is not None:
             self._retries.append(verdict.retry)
@@ -126,7 +126,7 @@ class Supervisor:
         self._retries.clear()
         for ticket in waiting:
             if not ticket.cancelled:
-                self._host.fail(ticket, Draining(f"model '{self._name}' is being unloaded"))
+                self._host.fail(ticket, Draining(f"model '{self.key.name}' is being unloaded"))
 
     def close(self) -> None:
         """Wait for the thread that opens lanes. Blocks; call it when the lanes are closed."""
@@ -152,14 +152,14 @@ class Supervisor:
         self._backoff.explained()
         self._refusals.add(fingerprint(ticket.request.inputs), monotonic())
         self.guarded = True
-        text = f"model '{self._name}': the model's process was killed by this input: {loss.text}"
+        text = f"model '{self.key.name}': the model's process was killed by this input: {loss.text}"
         self._host.fail(ticket, BackendFailure(f"{text}. It's refused for {REFUSED_FOR:.0f} s"))
         self.on_event("input_refused", {"request": ticket.request.id, "how": loss.text, "level": "error"})
 
     def _gone(self, lane: Lane, loss: Loss, unexplained: bool) -> None:
         """A lane is no more: open the next one, the quarantine lane only while there's work for it. `unexplained` losses are waited
         after; those on the way to the input that is to blame aren't."""
-        self.restarts[loss.reason] = self.restarts.get(loss.reason, 0) + 1
+        self.restarts[loss.reason] += 1
         self.on_event("lane_lost", {"lane": lane.name, "reason": str(loss.reason), "how": loss.text, "level": "error"})
         lived = monotonic() - self._since.pop(lane, 0.0)
         if lane is self._quarantine:
@@ -255,8 +255,9 @@ class Supervisor:
         if self._closed:
             return
         if lane is None:
+            text = f"model '{self.key.name}': its process died on this batch, and another couldn't be started"
             for ticket in self._docket.clear():
-                self._host.fail(ticket, BackendFailure(f"model '{self._name}': its process died on this batch and can't be started again"))
+                self._host.fail(ticket, BackendFailure(text))
             return
         self._quarantine = lane
         lane.watch(partial(self._lost_idle, lane))
@@ -277,7 +278,7 @@ class Supervisor:
         waiting = [*self._host.overdue(float("inf")), *(ticket for case in self._retries for ticket in self._live(case.members))]
         self._retries.clear()
         for ticket in waiting:
-            self._host.fail(ticket, ModelUnavailable(f"model '{self._name}': lane restarting: {why}", retry_after=RETRY_DOWN))
+            self._host.fail(ticket, ModelUnavailable(f"model '{self.key.name}': lane restarting: {why}", retry_after=RETRY_DOWN))
         if not self.down:
             self.on_event("lanes_down", {"why": why, "level": "error"})
         self.down = why

@@ -66,6 +66,12 @@ BATCHES = Metric("tidegate_batches_total", "counter", "Batches run, by the reaso
 BATCH_ROWS = Metric("tidegate_batch_rows", "histogram", "Rows of each batch.", MODEL_LABELS, ROWS)
 ROWS_TOTAL = Metric("tidegate_rows_total", "counter", "Rows run.", MODEL_LABELS)
 LANE_BUSY = Metric("tidegate_lane_busy_seconds_total", "counter", "Seconds that a lane spent running batches.", (*MODEL_LABELS, "lane"))
+LANE_RESTARTS = Metric(
+    "tidegate_lane_restarts_total",
+    "counter",
+    "Process lanes that were lost and opened again; reason is died or hung.",
+    (*MODEL_LABELS, "reason"),
+)
 QUEUE_ROWS = Metric("tidegate_queue_rows", "gauge", "Rows that wait for a batch.", ("model", "version"))
 MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
 INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
@@ -88,6 +94,7 @@ PROCESS = (
 
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, BATCHES, BATCH_ROWS, ROWS_TOTAL, LANE_BUSY, QUEUE_ROWS, MODEL_READY),
+    LANE_RESTARTS,
     *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, BUILD_INFO, *PROCESS),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
@@ -78,8 +79,8 @@ async def test_a_killed_lane_costs_no_request(opened: Open) -> None:
         answers = await asyncio.gather(*waiting)
         assert [answer.error for answer in answers] == [None] * 80
         assert [answer.outputs["y"][0, 0] for answer in answers] == list(range(80))
-        await until(lambda: killed not in pids(engine))
-    assert engine.supervisor.restarts == {"died": 3}
+        await until(partial(lambda pid: pid not in pids(engine), killed))
+    assert engine.supervisor.restarts["died"] == 3
 
 
 async def test_a_lane_that_dies_idle_is_back_by_itself(opened: Open) -> None:
@@ -196,7 +197,7 @@ async def test_a_cancelled_request_isnt_tried_again(opened: Open) -> None:
     ticket = engine.submit(request(DIES), lambda response, final: answers.append(response))
     await asyncio.sleep(0.001)
     ticket.cancel()
-    await until(lambda: bool(engine.supervisor.restarts) and not engine.supervisor.busy)
+    await until(lambda: any(engine.supervisor.restarts.values()) and not engine.supervisor.busy)
     assert (await ask(engine, 1.0)).error is None
-    assert engine.supervisor.restarts == {"died": 1}
+    assert engine.supervisor.restarts["died"] == 1
     assert answers == []

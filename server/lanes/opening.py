@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
-import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import monotonic
+from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
 from server.backends.registry import backend_named
@@ -22,8 +21,8 @@ from server.lanes.sweep import Choice, Shape, candidates, file_size, sweep
 from server.lanes.thread import ThreadLane
 from server.lanes.warmup import WarmUp, warm_up
 
-BUSY_LOOP = 2e-3  # seconds to cross to the loop: an idle one takes 0.1 ms, so that here others' Python holds up every batch
-CROSSINGS = 9
+BUSY_LOOP = 0.7  # share of its time that the loop computes: from here on a thread lane's Python waits for the GIL, run after run
+LOOK, PATIENCE = 0.05, 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,8 @@ def open_lanes(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoo
     spec = replace(spec, threads=shapes[0].threads)
     if plan.kind == "process":
         return _in_processes(spec, plan, shapes, loop, "as model.yaml says")
-    if plan.kind == "auto" and (seconds := crossing(loop)) > BUSY_LOOP:
-        return _in_processes(spec, plan, shapes, loop, f"the loop is busy: a crossing to it took {seconds * 1e3:.1f} ms")
+    if plan.kind == "auto" and (busy := loop_busy(loop)) > BUSY_LOOP:
+        return _in_processes(spec, plan, shapes, loop, f"the event loop was busy for {busy:.0%} of the time")
     return _in_this_process(spec, plan, shapes, loop)
 
 
@@ -76,10 +75,10 @@ def _in_this_process(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loo
     def open_backend(threads: int) -> Backend:
         return backend_class.open(replace(spec, threads=threads))
 
-    begun = monotonic()
+    begun = time.monotonic()
     first = open_backend(spec.threads)
     try:
-        opening = (monotonic() - begun, file_size(spec.path))
+        opening = (time.monotonic() - begun, file_size(spec.path))
         warmup = warm_up(first, plan.rows, trust_batch_axis=plan.trust_batch_axis)
         kind, why = _kind(spec, plan, warmup)
         choice = _chosen(first, shapes, warmup, opening, open_backend) if kind == "thread" else Choice(Shape(1, spec.threads), (first,), "")
@@ -155,18 +154,20 @@ def _told(kind: str, shape: Shape, why: str, measured: str) -> str:
     return f"{shape.count} x {kind} with {shape.threads} threads: {why}" + (f"; {measured}" if measured else "")
 
 
-def crossing(loop: asyncio.AbstractEventLoop) -> float:
-    """Median seconds from this thread to the loop and back: what each batch of a thread lane waits for. 0 for a loop that doesn't run."""
+def loop_busy(loop: asyncio.AbstractEventLoop) -> float:
+    """The share of LOOK seconds that the loop's thread was computing; 0 for a loop that doesn't run. CPU time, so that a machine that
+    is busy with other things doesn't look like a busy loop."""
     if not loop.is_running():
         return 0.0
-    times = []
-    for _ in range(CROSSINGS):
-        landed = threading.Event()
-        begun = monotonic()
-        loop.call_soon_threadsafe(landed.set)
-        landed.wait(1.0)
-        times.append(monotonic() - begun)
-    return statistics.median(times)
+    looks: SimpleQueue[tuple[float, float]] = SimpleQueue()
+    for delay in (0.0, LOOK):
+        time.sleep(delay)
+        loop.call_soon_threadsafe(lambda: looks.put((time.monotonic(), time.thread_time())))
+    try:
+        (begun, begun_cpu), (ended, ended_cpu) = looks.get(timeout=PATIENCE), looks.get(timeout=PATIENCE)
+    except Empty:  # it doesn't come round at all
+        return 1.0
+    return min(1.0, (ended_cpu - begun_cpu) / (ended - begun))
 
 
 def usable_cores() -> int:

@@ -7,7 +7,6 @@ run at once, in turns, so that a slow spell of the machine hits all alike. It is
 from __future__ import annotations
 
 import math
-import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +22,13 @@ from server.lanes.warmup import WarmUp, made_up
 from server.tensors import Tensor
 
 BUDGET = 2.0  # seconds a model, opening the candidates' sessions included
-SLICE = 0.12  # seconds that a candidate runs one size in one turn
-TURNS = 2
+SLICE = 0.08  # seconds that a candidate runs one size in one turn
+TURNS = 3  # of which the best counts: the machine's other work only ever slows one down
 LEAST_RUNS = 2  # a lane makes in its turn, however long they take
 TINY = 200e-6  # seconds: all sizes under this are no work for several lanes
-LONGEST = 0.25  # seconds: larger sizes aren't tried
-WORTH_IT = 1.05  # times the rate: below this, more lanes aren't worth their memory and a lone request's longer run
+LONGEST = 0.06  # seconds: larger sizes aren't tried
+LONGEST_ROW = 0.25  # seconds: a model whose single rows take longer isn't
+WORTH_IT = 1.03  # times the rate: below this, more lanes aren't worth their memory and a lone request's longer run
 MOST_LANES = 8
 MEMORY_SHARE = 0.25  # of what is free, for the sessions that a sweep opens
 
@@ -62,8 +62,8 @@ class _Candidate:
     backends: list[Backend]
     rates: dict[int, list[float]] = field(default_factory=dict)
 
-    def medians(self) -> dict[int, float]:
-        return {rows: statistics.median(rates) for rows, rates in self.rates.items()}
+    def best(self) -> dict[int, float]:
+        return {rows: max(rates) for rows, rates in self.rates.items()}
 
 
 def candidates(cores: int, count: int = 0, threads: int = 0) -> list[Shape]:
@@ -106,10 +106,11 @@ def file_size(path: Path) -> int:
 
 def sizes_that_matter(latency: Mapping[int, float]) -> tuple[int, ...]:
     """A lone row, and the size with the best rows/s of those that don't take too long; none for a model that takes no time."""
-    if max(latency.values(), default=0.0) <= TINY:
+    if max(latency.values(), default=0.0) <= TINY or latency[min(latency)] > LONGEST_ROW:
         return ()
     short = {rows: seconds for rows, seconds in latency.items() if 0 < seconds <= LONGEST}
-    return tuple(sorted({min(short), max(short, key=lambda rows: rows / short[rows])})) if short else ()
+    best = max(short, key=lambda rows: rows / short[rows], default=min(latency))
+    return tuple(sorted({min(latency), best}))
 
 
 def affordable(shapes: Sequence[Shape], sizes: Sequence[int], latency: Mapping[int, float], open_seconds: float) -> list[Shape]:
@@ -148,7 +149,7 @@ def sweep(first: Backend, shapes: Sequence[Shape], warmup: WarmUp, opening: tupl
     except BaseException:
         _close(opened[1:])
         raise
-    chosen = best_of({candidate.shape: candidate.medians() for candidate in opened})
+    chosen = best_of({candidate.shape: candidate.best() for candidate in opened})
     _close([candidate for candidate in opened if candidate.shape != chosen])
     kept = next(candidate for candidate in opened if candidate.shape == chosen)
     return Choice(chosen, tuple(kept.backends), _measured(opened))
@@ -199,6 +200,6 @@ def _measured(opened: Sequence[_Candidate]) -> str:
     """What was found, for people: rows/s by size."""
     texts = []
     for candidate in opened:
-        rates = ", ".join(f"{rate:.0f} in runs of {rows}" for rows, rate in candidate.medians().items())
+        rates = ", ".join(f"{rate:.0f} in runs of {rows}" for rows, rate in candidate.best().items())
         texts.append(f"{candidate.shape}: {rates}")
     return f"rows/s measured at warm-up: {'; '.join(texts)}"

@@ -49,7 +49,7 @@ ONE, TWO, FOUR = Shape(1, 4), Shape(2, 2), Shape(4, 1)
     ("rates", "best"),
     [
         ({ONE: {1: 95.0, 8: 100.0}, TWO: {1: 191.0, 8: 200.0}}, TWO),
-        ({ONE: {1: 100.0}, TWO: {1: 104.0}}, ONE),
+        ({ONE: {1: 100.0}, TWO: {1: 102.0}}, ONE),
         ({ONE: {1: 100.0, 8: 100.0}, TWO: {1: 150.0, 8: 80.0}, FOUR: {1: 300.0, 8: 30.0}}, TWO),
         ({ONE: {1: 1.0}}, ONE),
     ],
@@ -62,6 +62,7 @@ def test_the_sizes_that_matter() -> None:
     assert sizes_that_matter({1: 0.01, 8: 0.04, 64: 0.9}) == (1, 8)
     assert sizes_that_matter({1: 0.01, 8: 0.08}) == (1,)
     assert sizes_that_matter({1: TINY / 2, 64: TINY}) == ()
+    assert sizes_that_matter({1: 0.2, 8: 1.0}) == (1,)
     assert sizes_that_matter({1: 3.0}) == ()
     assert sizes_that_matter({}) == ()
 

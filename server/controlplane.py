@@ -11,20 +11,25 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from server.config import Settings
 from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
 from server.engine.engine import Engine
+from server.engine.supervisor import Supervisor
 from server.errors import ModelDefect
 from server.explain import capacity_of
-from server.lanes.opening import LanePlan, Opened, open_lanes
+from server.lanes.arbiter import Arbiter
+from server.lanes.base import LossReason
+from server.lanes.opening import LanePlan, Opened, open_lanes, usable_cores
 from server.lanes.pad_proof import pad_fault
-from server.lanes.warmup import FREE_AXES
 from server.logs import Journal
 from server.messages import ModelKey
+from server.metrics.catalogue import LANE_RESTARTS, MODEL_LABELS
 from server.metrics.rate import Rate
 from server.metrics.recorder import Recorder
 from server.padding import NO_PADDING
@@ -50,8 +55,10 @@ class ControlPlane:
         self._table = table
         self._recorder = recorder
         self._journal = journal
+        # Process lanes' children end with the thread that started them: this one lives as long as the lanes.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._root = _paths_below(settings.repository)
+        self._arbiter = Arbiter(usable_cores())
         self.loaded = False
 
     async def load_all(self) -> None:
@@ -90,10 +97,12 @@ class ControlPlane:
         rows = loadable.config.warmup.rows or (1, 4, 16, batching.max_rows)
         plan = LanePlan(
             kind=lanes.kind,
-            count=lanes.count,
+            count=lanes.count or self._settings.lanes.count,
             threads=lanes.threads or self._settings.lanes.threads,
             rows=tuple(sorted({row for row in rows if row <= batching.max_rows})),
             trust_batch_axis=loadable.trust_batch_axis,
+            memory_limit=lanes.memory_limit or 0,
+            pin=lanes.pin,
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 
@@ -101,7 +110,7 @@ class ControlPlane:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
         padding = NO_PADDING if unpadded or not warmup.batched else loadable.padding
-        length = length_at(FREE_AXES[0], opened.lanes[0].inputs, padding)
+        length = length_at(warmup.free_axis, opened.lanes[0].inputs, padding)
         batcher = Batcher(policy_of(config, len(opened.lanes), warmup.batched), CostModel(warmup.latency, length))
         figures = self._recorder.figures(key)
         proved = loadable.manifest.unbatched if loadable.manifest is not None else None
@@ -119,6 +128,11 @@ class ControlPlane:
         )
         served.reason = "; ".join(_notes(served, "" if warmup.batched else proved or warmup.why))
         self._gauges(served, engine)
+        if opened.lanes[0].kind != "inline":
+            width = opened.threads if spec.device == "cpu" else 1 / len(opened.lanes)
+            engine.share_device(self._arbiter.device(spec.device), width)
+        if opened.lanes[0].kind == "process":
+            self._watch(served, engine.supervisor)
         return served
 
     def _gauges(self, served: ServedVersion, engine: Engine) -> None:
@@ -126,12 +140,28 @@ class ControlPlane:
         gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         gauge("tidegate_queue_bytes", labels, lambda: engine.queue_bytes)
         labels = {**labels, "precision": engine.key.precision}
-        gauge("tidegate_model_ready", labels, lambda: 1.0)
+        gauge("tidegate_model_ready", labels, lambda: 0.0 if engine.supervisor.down else 1.0)
         gauge("tidegate_offered_rows_total", labels, lambda: engine.offered_rows)
         gauge("tidegate_capacity_rows_per_second", labels, lambda: capacity_of(served).rows_per_s)
         gauge("tidegate_run_seconds", labels, lambda: capacity_of(served).run_seconds)
         offered = Rate(lambda: engine.offered_rows)
         gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (capacity_of(served).rows_per_s or math.inf))
+
+    def _watch(self, served: ServedVersion, supervisor: Supervisor) -> None:
+        """Tell what becomes of process lanes, and take the version off the table while none of them lives."""
+        ready = served.reason
+
+        def on_event(event: str, facts: dict[str, Any]) -> None:
+            self._journal.lifecycle(event, model=served.model, version=served.version, **facts)
+            if event in ("lanes_down", "lanes_up") and self._table.version(served.model, served.version) is served:
+                served.state = State.READY if event == "lanes_up" else State.UNAVAILABLE
+                served.reason = ready if event == "lanes_up" else f"lane restarting: {facts['why']}"
+                self._table.put(served)
+
+        supervisor.on_event = on_event
+        for reason in LossReason:
+            labels = dict(zip((*MODEL_LABELS, "reason"), (*supervisor.key, reason), strict=True))
+            self._recorder.gauge(LANE_RESTARTS.name, labels, partial(supervisor.restarts.__getitem__, reason))
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         # Anyone may read the index, and only the operator needs to know where the repository lies.

@@ -16,7 +16,9 @@ from server.engine.batcher import Batcher, Cut, DropReason
 from server.engine.decide.turns import Quotas
 from server.engine.request_queue import RequestQueue, Ticket
 from server.engine.scheduler import Scheduler
+from server.engine.supervisor import Supervisor
 from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidRequest, Overloaded, TidegateError
+from server.lanes.arbiter import Device
 from server.lanes.base import Lane, RunResult
 from server.messages import BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
 from server.metrics.recorder import Figures
@@ -62,6 +64,7 @@ class Engine:
         self._open = True
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start, self._drop)
+        self.supervisor = Supervisor(self, key, self._loop)
 
     @property
     def queue_rows(self) -> int:
@@ -86,6 +89,8 @@ class Engine:
             group = with_values(group, request, self._shared)
         if request.outputs:
             self._check_outputs(request)
+        if self.supervisor.guarded:
+            self.supervisor.check(request)
         if not self._open:
             raise Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded")
         request.queued = now = monotonic()
@@ -175,6 +180,12 @@ class Engine:
         lane.submit(inputs, cut.rows, partial(self._finish, cut, lane, facts, monotonic() - begun))
 
     def _finish(self, cut: Cut, lane: Lane, facts: BatchFacts, gather_seconds: float, result: RunResult) -> None:
+        if result.loss is not None:
+            self._running -= 1
+            self._scheduler.withdraw(lane)
+            self._scheduler.over(result.finished - result.started)
+            self.supervisor.lost(cut.tickets, lane, result.loss)
+            return
         facts.started, facts.finished = result.started, result.finished
         error, shares = result.error, None
         if error is None:
@@ -184,7 +195,9 @@ class Engine:
             except TidegateError as failure:
                 error = failure
         self._running -= 1
-        self._scheduler.release(lane, self._successor(lane))
+        if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
+            self._scheduler.release(lane, self._successor(lane))
+        self._scheduler.over(facts.finished - facts.started)
         ended = monotonic()
         self._follow(ended - facts.cut - (facts.finished - facts.started))
         self.figures.batch(facts, gather_seconds, ended - facts.finished)
@@ -219,10 +232,31 @@ class Engine:
         except Exception as failure:  # noqa: BLE001 - one edge's fault must not take the answers of a batch's other requests
             self._loop.call_exception_handler({"message": "an edge failed on an answer", "exception": failure})
 
+    def share_device(self, device: Device, width: float) -> None:
+        """Run on `device` only in turn with others that do, each run on `width` of its slots."""
+        self._scheduler.share = device.join(width, self._scheduler.granted)
+
+    def rerun(self, tickets: list[Ticket], lane: Lane) -> None:
+        """Run tickets whose lane was lost in another. The supervisor's, as are `fail` to `overdue`."""
+        self._scheduler.unasked()
+        self._start(Cut(tickets, sum(ticket.rows for ticket in tickets), max(ticket.length for ticket in tickets)), lane)
+
+    def fail(self, ticket: Ticket, error: TidegateError) -> None:
+        self._answer(ticket, error=error)
+
+    def release(self, lane: Lane) -> None:
+        self._scheduler.release(lane, lane)
+
+    def withdraw(self, lane: Lane) -> None:
+        self._scheduler.withdraw(lane)
+
+    def overdue(self, now: float) -> list[Ticket]:
+        return self._queue.overdue(now)
+
     async def drain(self) -> None:
         """Refuse new requests and wait until all that wait have been answered."""
         self._open = False
-        while self._running or self._queue.rows:
+        while self._running or self._queue.rows or self.supervisor.busy:
             await asyncio.sleep(DRAIN_POLL)
 
     def abandon(self) -> None:
@@ -230,8 +264,13 @@ class Engine:
         self._open = False
         for ticket in self._queue.clear():
             self._answer(ticket, error=Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded"))
+        self.supervisor.abandon()
+        if self._scheduler.share is not None:
+            self._scheduler.share.leave(monotonic())
+            self._scheduler.share = None
 
     def close(self) -> None:
         """Give the lanes back. Blocks until their runs are over: call it off the loop."""
         for lane in self.lanes:
             lane.close()
+        self.supervisor.close()

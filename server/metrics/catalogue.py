@@ -81,6 +81,12 @@ PADDING_RATIO = Metric(
 )
 ROWS_TOTAL = Metric("tidegate_rows_total", "counter", "Rows run.", MODEL_LABELS)
 LANE_BUSY = Metric("tidegate_lane_busy_seconds_total", "counter", "Seconds that a lane spent running batches.", (*MODEL_LABELS, "lane"))
+LANE_RESTARTS = Metric(
+    "tidegate_lane_restarts_total",
+    "counter",
+    "Process lanes that were lost and opened again; reason is died or hung.",
+    (*MODEL_LABELS, "reason"),
+)
 QUEUE_ROWS = Metric("tidegate_queue_rows", "gauge", "Rows that wait for a batch.", ("model", "version"))
 QUEUE_BYTES = Metric("tidegate_queue_bytes", "gauge", "Bytes of tensors that wait for a batch.", ("model", "version"))
 OFFERED_ROWS = Metric(
@@ -131,7 +137,7 @@ PROCESS = (
 
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
-    *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
+    *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
     *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, BUILD_INFO, *PROCESS),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

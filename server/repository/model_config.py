@@ -30,7 +30,6 @@ NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
         (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "emulate", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
-        ("lanes",): ("memory_limit",),
     }
 )
 """Keys of the design that no part of this release acts on, by the section they stand in."""
@@ -135,9 +134,14 @@ class Lanes(_Section):
     """Where batches run."""
 
     count: Count = Field(default=0, description="Lanes; 0 or auto: chosen at warm-up.")
-    kind: Literal["auto", "inline", "thread"] = Field(default="auto", description="auto: inline for runs shorter than a hop to a thread.")
+    kind: Literal["auto", "inline", "thread", "process"] = Field(
+        default="auto",
+        description="auto: inline where runs are shorter than a hop to a thread, process where the loop is busy, else thread.",
+    )
     device: str | None = Field(default=None, pattern=r"^(cpu|cuda:[0-9]{1,3})$", description="cpu or cuda:N; default the server's.")
-    threads: Count = Field(default=0, description="Threads a run takes; 0 or auto: the server's setting, else the cores shared out.")
+    threads: Count = Field(default=0, description="Threads a run takes; 0 or auto: the server's setting, else what is measured at warm-up.")
+    memory_limit: Bytes | None = Field(default=None, description="Most that a process lane may allocate, such as 4GiB; not on the GPU.")
+    pin: bool = Field(default=False, description="Each process lane on cores of its own, as many as it has threads.")
 
 
 class Warmup(_Section):
@@ -215,10 +219,7 @@ def _refuse_not_built(document: Document) -> None:
         for word in words:
             if isinstance(values, dict) and word in values:
                 raise _not_built(document, (*section, word))
-    lanes = document.data.get("lanes")
-    if isinstance(lanes, dict) and lanes.get("kind") == "process":
-        raise _not_built(document, ("lanes", "kind"), "process ")
 
 
-def _not_built(document: Document, key: KeyPath, what: str = "") -> Exception:
-    return document.error(key, f"{what}isn't built yet in tidegate {VERSION}")
+def _not_built(document: Document, key: KeyPath) -> Exception:
+    return document.error(key, f"isn't built yet in tidegate {VERSION}")

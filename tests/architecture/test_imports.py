@@ -21,6 +21,8 @@ PURE = {
     "server.engine.cost_model",
     "server.engine.decide",
     "server.engine.request_queue",
+    "server.engine.recovery",
+    "server.lanes.arbiter",
     "server.router.rules",
     "server.router.canary",
     "server.router.experiment",

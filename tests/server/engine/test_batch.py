@@ -35,6 +35,12 @@ class Desk:
     def successor(self) -> None:
         return None
 
+    def watch(self, on_loss: Any) -> None:
+        """It can't be lost."""
+
+    def renew(self, wanted: Any) -> Desk:
+        return self
+
     def close(self) -> None:
         """Nothing is open."""
 

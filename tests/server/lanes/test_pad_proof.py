@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 
 from server.backends.base import VariantSpec
 from server.backends.ort import OnnxRuntimeBackend
-from server.lanes.base import Lane, OnResult, RunResult
+from server.lanes.base import Lane, OnLoss, OnResult, RunResult
 from server.lanes.inline import InlineLane
 from server.lanes.pad_proof import pad_fault
 from server.lanes.thread import ThreadLane
@@ -105,6 +105,12 @@ class Fickle:
 
     def successor(self) -> None:
         return None
+
+    def watch(self, on_loss: OnLoss) -> None:
+        """It can't be lost."""
+
+    def renew(self, wanted: Callable[[], bool]) -> Fickle:
+        return self
 
     def close(self) -> None:
         """Nothing is open."""

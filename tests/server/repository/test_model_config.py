@@ -35,7 +35,7 @@ queue:
   {max_rows: 256, max_bytes: 1MiB, timeout: 1s, on_late: reject, priorities: 2, tenants: {a: 3, b: {rows_per_s: 100, bytes_per_s: 10MiB}}}
 precision: {active: fp16}
 versions: {policy: [1, "3"]}
-lanes: {count: 2, kind: thread, device: cuda:0, threads: auto}
+lanes: {count: 2, kind: process, device: cuda:0, threads: auto, memory_limit: 4GiB, pin: true}
 warmup: {rows: [1, 8]}
 inputs:
   x: {dtype: FP32, shape: [-1, 16], batch_axis: 0, max_shape: [64, 16]}
@@ -82,7 +82,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ),
         precision=Precision(active="fp16"),
         versions=Versions(policy=("1", "3")),
-        lanes=Lanes(count=2, kind="thread", device="cuda:0", threads=0),
+        lanes=Lanes(count=2, kind="process", device="cuda:0", threads=0, memory_limit=4 << 30, pin=True),
         warmup=Warmup(rows=(1, 8)),
         inputs={"x": TensorConfig(dtype="FP32", shape=(-1, 16), batch_axis=0, max_shape=(64, 16))},
         outputs={"y": OutputConfig(labels="names.txt", pad_axes=(2,)), "z": OutputConfig(batch_axis=None)},
@@ -114,7 +114,7 @@ def test_a_batch_axis_that_is_null_was_said(tmp_path: Path) -> None:
         ("inputs:\n  x:\n    dtyp: FP32", "3: inputs.x.dtyp: unknown key 'dtyp'; did you mean 'dtype'?"),
         ("inputs: {x: {dtype: fp32}}", "1: inputs.x.dtype: unknown datatype 'fp32'; did you mean 'FP32'?"),
         ("lanes:\n  kind: thred", "2: lanes.kind: got 'thred'; did you mean 'thread'?"),
-        ("lanes: {kind: process}", f"1: lanes.kind: process isn't built yet in tidegate {VERSION}"),
+        ("lanes: {memory_limit: much}", "1: lanes.memory_limit: expected a size"),
         ("lanes: {device: gpu}", "1: lanes.device: "),
         ("lanes: {count: -1}", "1: lanes.count: "),
         ("lanes: {threads: many}", "1: lanes.threads: "),

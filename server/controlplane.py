@@ -9,6 +9,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from server.backends.registry import EMULATED
 from server.config import Settings
 from server.engine.batcher import Batcher, preferred_rows
 from server.engine.engine import Engine
@@ -93,7 +94,9 @@ class ControlPlane:
         labels = {"model": key.name, "version": key.version}
         self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
-        why = "" if warmup.batched else f"served unbatched: {warmup.why}"
+        if spec.backend == EMULATED:
+            self._recorder.gauge("tidegate_emulated", labels, lambda: 1.0)
+        why = "; ".join(filter(None, (loadable.note, "" if warmup.batched else f"served unbatched: {warmup.why}")))
         return ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:

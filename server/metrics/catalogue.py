@@ -68,6 +68,7 @@ ROWS_TOTAL = Metric("tidegate_rows_total", "counter", "Rows run.", MODEL_LABELS)
 LANE_BUSY = Metric("tidegate_lane_busy_seconds_total", "counter", "Seconds that a lane spent running batches.", (*MODEL_LABELS, "lane"))
 QUEUE_ROWS = Metric("tidegate_queue_rows", "gauge", "Rows that wait for a batch.", ("model", "version"))
 MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
+EMULATED = Metric("tidegate_emulated", "gauge", "1 where times are a published table's: nothing was measured.", ("model", "version"))
 INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
 CONNECTIONS = Metric("tidegate_connections", "gauge", "Open HTTP connections.")
 LOOP_BUSY = Metric(
@@ -87,7 +88,7 @@ PROCESS = (
 """What prometheus_client's own collector says about the process."""
 
 _ALL = (
-    *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, BATCHES, BATCH_ROWS, ROWS_TOTAL, LANE_BUSY, QUEUE_ROWS, MODEL_READY),
+    *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, BATCHES, BATCH_ROWS, ROWS_TOTAL, LANE_BUSY, QUEUE_ROWS, MODEL_READY, EMULATED),
     *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, BUILD_INFO, *PROCESS),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from server.config import VERSION
 from server.documents import Document, read_yaml
 from server.errors import ModelDefect
+from server.repository.emulation import Emulate
 from server.tensors import DTYPES
 from server.validation import KeyPath, nearest
 
@@ -25,7 +26,7 @@ VERSION_PATTERN = r"^[1-9][0-9]{0,17}$"
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "emulate", "signature"),
+        (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "signature"),
         ("batching",): (*("max_wait", "latency_objective", "preferred_rows", "pad_axes", "pad_values", "length_buckets"),),
         ("queue",): ("timeout", "on_late", "priorities", "tenants"),
         ("precision",): ("policy", "ladder", "guard"),
@@ -155,6 +156,7 @@ class ModelConfig(_Section):
     versions: Versions = Versions()
     lanes: Lanes = Lanes()
     warmup: Warmup = Warmup()
+    emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
 

@@ -28,15 +28,17 @@ def _keys(model: type[BaseModel], above: str) -> Iterator[tuple[str, FieldInfo]]
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _keys(kind, f"{above}{name}.")
-        elif TensorConfig in typing.get_args(kind):
-            yield from _keys(TensorConfig, f"{name}.NAME.")
+        elif inner := next((part for part in typing.get_args(kind) if isinstance(part, type) and issubclass(part, BaseModel)), None):
+            yield from _keys(inner, f"{above}{name}.NAME." if inner is TensorConfig else f"{above}{name}.")
         else:
             yield f"{above}{name}", field
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default in (None, "", ()):
+    if field.is_required() or field.default in (None, "", ()):
         return ""
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
     return "`auto`" if field.default == 0 else f"`{field.default}`"
 
 

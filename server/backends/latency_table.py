@@ -114,7 +114,7 @@ class LatencyTable:
         if precision not in precisions:
             raise self.document.error(("models", model), f"no precision {precision!r}{nearest(precision, precisions)}")
         figures = _read(self.document, ("models", model, precision), Figures)
-        fit = figures.fit and (figures.fit.alpha * _MS, figures.fit.beta * _MS)
+        fit = (figures.fit.alpha * _MS, figures.fit.beta * _MS) if figures.fit is not None else None
         points = tuple((rows, ms * _MS) for rows, ms in sorted(figures.latency_ms.items()))
         return Curve(self.device.name, model, precision, fit, points, self.noise)
 

@@ -110,15 +110,15 @@ def _emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
         backend=EMULATED,
         path=table,
         threads=1,
-        inputs=_declared(entry, "inputs", config.inputs),
-        outputs=_declared(entry, "outputs", config.outputs),
+        inputs=_specs_said(entry, "inputs", config.inputs),
+        outputs=_specs_said(entry, "outputs", config.outputs),
         options=emulate.options(table),
     )
     threads = lanes.model_copy(update={"kind": "thread", "count": lanes.count or 1, "threads": 1})
     return Loadable(config.model_copy(update={"lanes": threads}), spec, None, trust_batch_axis=True, note=note(curve))
 
 
-def _declared(entry: Entry, section: str, tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:
+def _specs_said(entry: Entry, section: str, tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:
     """Specs of tensors that no file has: a first axis that varies counts rows unless model.yaml says that it doesn't."""
     specs = [
         _spec(entry, section, Value(name, said.dtype, said.shape), 0 if (said.shape or ())[:1] == (-1,) else None)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +31,11 @@ class Host:
         self.now += seconds + (self.oversleep.pop(0) if self.oversleep else 0.0)
 
 
-def spec(inputs: tuple[TensorSpec, ...] = (X,), outputs: tuple[TensorSpec, ...] = (Y,), **options: object) -> VariantSpec:
+def spec(inputs: tuple[TensorSpec, ...] = (X,), outputs: tuple[TensorSpec, ...] = (Y,), **options: Any) -> VariantSpec:
     return VariantSpec("m", "1", "fp16", "emulated", Path("t4"), inputs=inputs, outputs=outputs, options=options)
 
 
-def emulated(host: Host, curve: Curve = LINE, **options: object) -> EmulatedBackend:
+def emulated(host: Host, curve: Curve = LINE, **options: Any) -> EmulatedBackend:
     return EmulatedBackend(spec(**options), curve, clock=host.clock, sleep=host.sleep)
 
 
@@ -108,8 +109,8 @@ def test_a_batch_answers_what_its_rows_do_alone(first: int, second: int, seed: i
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP64", "INT64", "INT32"])
 def test_answers_of_each_datatype(datatype: str) -> None:
-    backend = EmulatedBackend(spec(outputs=(TensorSpec("y", datatype, (-1,)),)), LINE, clock=Host().clock, sleep=lambda _: None)
-    backend._clock = iter(range(100)).__next__  # type: ignore[assignment]
+    host = Host()
+    backend = EmulatedBackend(spec(outputs=(TensorSpec("y", datatype, (-1,)),)), LINE, clock=host.clock, sleep=host.sleep)
     answer = backend.run({"x": np.ones((2, 4), np.float32)}, 2)["y"]
     assert answer.dtype == TensorSpec("y", datatype, (-1,)).dtype.numpy
     assert answer.astype(float).tolist() == [4, 4]

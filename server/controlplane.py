@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import monotonic
 
 from server.backends.registry import EMULATED
 from server.config import Settings
@@ -66,6 +67,7 @@ class ControlPlane:
             return
         served = self._serve(loadable, opened)
         self._table.put(served)
+        self._recorder.ring.routing((monotonic(), entry.name, version, "ready"))
         self._journal.lifecycle(
             "model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason
         )
@@ -101,6 +103,7 @@ class ControlPlane:
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))
+        self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
 
     def index(self, only_ready: bool = False) -> list[IndexRow]:

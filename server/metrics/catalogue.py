@@ -75,6 +75,8 @@ LOOP_BUSY = Metric(
     "tidegate_loop_busy_ratio", "gauge", "Share of the last second that the event loop's thread was computing; 1 also where it's stuck."
 )
 LOG_LINES_DROPPED = Metric("tidegate_log_lines_dropped_total", "counter", "Log lines lost because stderr took no more.")
+RECORDING_DROPPED = Metric("tidegate_recording_dropped_total", "counter", "Records of requests that were not written.")
+RECORDING_BYTES = Metric("tidegate_recording_bytes", "gauge", "Bytes in recording.dir; recording.max_bytes bounds them.")
 BUILD_INFO = Metric("tidegate_build_info", "gauge", "1; the labels say which server this is.", ("version", "python"))
 
 PROCESS = (
@@ -89,6 +91,6 @@ PROCESS = (
 
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, BATCHES, BATCH_ROWS, ROWS_TOTAL, LANE_BUSY, QUEUE_ROWS, MODEL_READY, EMULATED),
-    *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, BUILD_INFO, *PROCESS),
+    *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, RECORDING_DROPPED, RECORDING_BYTES, BUILD_INFO, *PROCESS),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -14,10 +14,12 @@ from server.backends.registry import DEFAULT, EMULATED
 from server.config import Settings
 from server.documents import read_yaml
 from server.errors import ModelDefect
+from server.padding import NO_PADDING, Padding
 from server.repository.emulation import curve_of, note, table_of
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
 from server.repository.model_config import CONFIG_NAME, ModelConfig, TensorConfig, read_model_config
-from server.repository.onnx_files import Value, check_external, read_onnx
+from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
+from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
 from server.tensors import DTYPES, TensorSpec
 from server.validation import nearest
@@ -30,19 +32,21 @@ MAX_LABELS_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Loadable:
-    """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows. `note` is what
-    everyone should know who sees it served."""
+    """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows. `padding` is
+    what model.yaml asks for; whether the model bears it is for lanes.pad_proof to say. `note` is for everyone who sees it served."""
 
     config: ModelConfig
     spec: VariantSpec
     manifest: Manifest | None
     trust_batch_axis: bool
+    padding: Padding = NO_PADDING
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The file to open, and what is known of its tensors: all of them from a manifest, else those that model.yaml speaks of."""
+    """The file to open, and what is known of its tensors: all of them from a manifest, else those that model.yaml speaks of.
+    `declared` are all inputs and all outputs, with the names that the file gives their axes."""
 
     path: Path
     precision: str
@@ -50,6 +54,7 @@ class _Found:
     optimization_level: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    declared: tuple[Sequence[Value], Sequence[Value]]
 
 
 def describe(entry: Entry, version: str, settings: Settings) -> Loadable:
@@ -87,7 +92,8 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         inputs=_completed(entry, "inputs", found.inputs, config.inputs),
         outputs=_completed(entry, "outputs", found.outputs, config.outputs),
     )
-    return Loadable(config, spec, manifest, trust_batch_axis=manifest is not None or bool(_axes_said(config)))
+    padding = padding_of(entry.path, config, *found.declared)
+    return Loadable(config, spec, manifest, trust_batch_axis=manifest is not None or bool(_axes_said(config)), padding=padding)
 
 
 def _emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
@@ -114,8 +120,10 @@ def _emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
         outputs=_specs_said(entry, "outputs", config.outputs),
         options=emulate.options(table),
     )
+    padding = padding_of(entry.path, config, _declared(spec.inputs, ()), _declared(spec.outputs, ()))
     threads = lanes.model_copy(update={"kind": "thread", "count": lanes.count or 1, "threads": 1})
-    return Loadable(config.model_copy(update={"lanes": threads}), spec, None, trust_batch_axis=True, note=note(curve))
+    config = config.model_copy(update={"lanes": threads})
+    return Loadable(config, spec, None, trust_batch_axis=True, padding=padding, note=note(curve))
 
 
 def _specs_said(entry: Entry, section: str, tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:
@@ -161,12 +169,20 @@ def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant)
     sha256 = file_sha256(path)
     if sha256 != variant.sha256:
         raise ModelDefect(f"{path}: its sha256 is {sha256[:16]}…, not the {variant.sha256[:16]}… that {again}")
-    if path.suffix == ".onnx" and (external := read_onnx(path).external):
-        raise ModelDefect(f"{path}: its weights lie in {min(external)[:200]!r}, for which {MANIFEST_NAME} has no hash")
+    file = read_onnx(path) if path.suffix == ".onnx" else OnnxFile()
+    if file.external:
+        raise ModelDefect(f"{path}: its weights lie in {min(file.external)[:200]!r}, for which {MANIFEST_NAME} has no hash")
     _check_names(entry, "inputs", config.inputs, [tensor.name for tensor in variant.inputs])
     _check_names(entry, "outputs", config.outputs, [tensor.name for tensor in variant.outputs])
-    specs = [tuple(_from_manifest(folder, tensor) for tensor in tensors) for tensors in (variant.inputs, variant.outputs)]
-    return _Found(path, variant.precision, variant.backend, variant.optimization_level, *specs)
+    inputs, outputs = (tuple(_from_manifest(folder, tensor) for tensor in tensors) for tensors in (variant.inputs, variant.outputs))
+    declared = _declared(inputs, file.inputs), _declared(outputs, file.outputs)
+    return _Found(path, variant.precision, variant.backend, variant.optimization_level, inputs, outputs, declared)
+
+
+def _declared(specs: Iterable[TensorSpec], values: Iterable[Value]) -> list[Value]:
+    """The manifest's tensors, their axes named as in the file."""
+    axes = {value.name: value.axes for value in values}
+    return [Value(spec.name, spec.datatype, spec.shape, axes.get(spec.name, ())) for spec in specs]
 
 
 def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:
@@ -201,13 +217,13 @@ def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
         tuple(_spec(entry, section, value, axis) for value in values if value.name in tensors)
         for section, values, tensors in (("inputs", inputs, config.inputs), ("outputs", outputs, config.outputs))
     ]
-    return _Found(path, file.precision, config.backend or DEFAULT, BARE_OPTIMIZATION_LEVEL, *specs)
+    return _Found(path, file.precision, config.backend or DEFAULT, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], (inputs, outputs))
 
 
 def _said(value: Value, tensors: Mapping[str, TensorConfig]) -> Value:
     """A value with what model.yaml says of it; the backend compares that with the file."""
     said = tensors.get(value.name, TensorConfig())
-    return Value(value.name, said.dtype or value.datatype, value.shape if said.shape is None else said.shape)
+    return Value(value.name, said.dtype or value.datatype, value.shape if said.shape is None else said.shape, value.axes)
 
 
 def _spec(entry: Entry, section: str, value: Value, axis: int | None) -> TensorSpec:

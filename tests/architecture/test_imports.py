@@ -14,6 +14,7 @@ PURE = {
     "server.protocol",
     "server.messages",
     "server.tensors",
+    "server.padding",
     "server.errors",
     "server.numerics",
     "server.engine.batcher",

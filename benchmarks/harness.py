@@ -63,11 +63,12 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What came of a load without a single error. Latencies in ms, of the `ok` that were answered with 200; with a deadline, `within`
-    of them came in time, and `refused` were answered with 503."""
+    of them came in time, `refused` were answered with 503, and `unsent` found no connection idle before the end."""
 
     ok: int
     refused: int
     within: int
+    unsent: int
     seconds: float
     rate: float
     p50_ms: float
@@ -80,7 +81,7 @@ class Measured:
     @property
     def in_time(self) -> float:
         """Share of what was asked that was answered within the deadline."""
-        return self.within / (self.ok + self.refused)
+        return self.within / (self.ok + self.refused + self.unsent)
 
     @property
     def goodput(self) -> float:
@@ -209,7 +210,7 @@ class RunningLoad:
         if self.process.returncode:
             raise BenchError(f"the load generator failed (status {self.process.returncode}): {errors.strip()}")
         found = json.loads(output)
-        if found["errors"] or not found["ok"] + found["refused"]:
+        if found["errors"] or not found["ok"] + found["refused"] + found["unsent"]:
             why = f"first: {found['bad_reason']}, status {found['bad_status']}"
             raise BenchError(f"{found['errors']} of {found['ok'] + found['errors']} answers were wrong or missing ({why})")
         return Measured(**{field.name: found[field.name] for field in fields(Measured)})

@@ -8,7 +8,7 @@
 //
 // With DEADLINE_MS (and a RATE) the requests of all connections fall due by one Poisson process, and each takes a connection that is
 // idle: no request waits for another one's answer while one is. A 503 then counts as refused, not as an error, and answers within
-// DEADLINE_MS of when they were due are counted apart.
+// DEADLINE_MS of when they were due are counted apart. What found no connection idle before the end is unsent.
 //
 // REQUESTS is a file of little-endian integers: u32 count, then count times (u32 length, u32 answer, u32 tail, length bytes of request,
 // tail bytes): the body of an answer must have `answer` bytes (0: any number) and end in `tail`. Requests are sent in turn.
@@ -63,7 +63,7 @@ static int pool_next;
 
 static float *latencies;
 static size_t latency_count, latency_room;
-static long errors, refused, within;
+static long errors, refused, within, unsent;
 static int bad_status;
 static char bad_reason[64];
 
@@ -226,7 +226,7 @@ static void receive(Connection *c) {
 
 // Starts what is due by the one process; answers when the next is, or 0 when all connections are busy: an answer will free one.
 static double start_pooled(Connection *all, int count) {
-  while (pool_due < end && pool_due <= now()) {
+  for (double t = now(); pool_due < end && t < end && pool_due <= t; t = now()) {
     int tried = 0;
     while (tried < count && all[pool_next].busy) pool_next = (pool_next + 1) % count, tried++;
     if (tried == count) return 0;
@@ -298,6 +298,7 @@ static void run(Connection *all, int count) {
       if (c->fd >= 0 && (ready[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR))) receive(c);
     }
   }
+  for (; deadline_ms > 0 && pool_due < end; pool_due += gap()) unsent += pool_due >= begin;
   for (int i = 0; i < count; i++)
     if (all[i].busy) fail(&all[i], 0, "no answer in time");
 }
@@ -342,7 +343,7 @@ static void report(double seconds) {
   double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
   printf("{\"ok\":%zu,\"errors\":%ld,\"bad_status\":%d,\"bad_reason\":\"%s\",\"seconds\":%.3f,\"rate\":%.3f,\"mean_ms\":%.4f,", latency_count, errors,
          bad_status, bad_reason, seconds, latency_count / seconds, latency_count ? sum / latency_count : -1);
-  printf("\"refused\":%ld,\"within\":%ld,", refused, within);
+  printf("\"refused\":%ld,\"within\":%ld,\"unsent\":%ld,", refused, within, unsent);
   printf("\"p50_ms\":%.4f,\"p90_ms\":%.4f,\"p99_ms\":%.4f,\"p999_ms\":%.4f,\"max_ms\":%.4f,\"client_cpu_s\":%.3f}\n", quantile(.5), quantile(.9),
          quantile(.99), quantile(.999), quantile(1), cpu);
 }

@@ -6,21 +6,29 @@ Loads run one at a time in a thread of their own; serving goes on beside them.
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
 
 from server.backends.registry import EMULATED
 from server.config import Settings
+from server.engine.admission import terms_of
 from server.engine.batcher import Batcher, preferred_rows
 from server.engine.engine import Engine
 from server.errors import ModelDefect
+from server.explain import capacity_of
 from server.lanes.opening import LanePlan, Opened, open_lanes
+from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.messages import ModelKey
+from server.metrics.rate import Rate
 from server.metrics.recorder import Recorder
+from server.padding import NO_PADDING
 from server.repository.loader import Loadable, describe
 from server.repository.store import Entry, Store
+from server.router.costs import WarmUpCosts
 from server.router.table import ServedVersion, ServingTable, State
 
 
@@ -65,9 +73,12 @@ class ControlPlane:
         except ModelDefect as error:
             self._unavailable(entry.name, version, str(error))
             return
-        served = self._serve(loadable, opened)
+        unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
+        served = self._serve(loadable, opened, unpadded)
         self._table.put(served)
         self._recorder.ring.routing((monotonic(), entry.name, version, "ready"))
+        if not capacity_of(served).feasible:
+            self._journal.lifecycle("objective_not_feasible", level="warning", model=entry.name, version=version, reason=served.reason)
         self._journal.lifecycle(
             "model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason
         )
@@ -85,21 +96,44 @@ class ControlPlane:
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 
-    def _serve(self, loadable: Loadable, opened: Opened) -> ServedVersion:
+    def _serve(self, loadable: Loadable, opened: Opened, unpadded: str) -> ServedVersion:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
         batcher = (
             Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
         )
         figures = self._recorder.figures(key)
-        engine = Engine(key, opened.lanes, batcher, figures, max_queue_rows=config.queue.max_rows, batched=warmup.batched)
-        labels = {"model": key.name, "version": key.version}
-        self._recorder.gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
-        self._recorder.gauge("tidegate_model_ready", {**labels, "precision": key.precision}, lambda: 1.0)
-        if spec.backend == EMULATED:
-            self._recorder.gauge("tidegate_emulated", labels, lambda: 1.0)
-        why = "; ".join(filter(None, (loadable.note, "" if warmup.batched else f"served unbatched: {warmup.why}")))
-        return ServedVersion(key.name, key.version, State.READY, why, engine, loadable.manifest, platform=spec.backend, lanes=opened.why)
+        terms = terms_of(config, NO_PADDING if unpadded else loadable.padding)
+        engine = Engine(key, opened.lanes, batcher, figures, terms=terms, batched=warmup.batched)
+        served = ServedVersion(
+            key.name,
+            key.version,
+            State.READY,
+            engine=engine,
+            manifest=loadable.manifest,
+            platform=spec.backend,
+            lanes=opened.why,
+            config=config,
+            costs=WarmUpCosts(warmup.latency),
+            unpadded=unpadded,
+        )
+        served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else warmup.why))))
+        self._gauges(served, engine)
+        return served
+
+    def _gauges(self, served: ServedVersion, engine: Engine) -> None:
+        gauge, labels = self._recorder.gauge, {"model": served.model, "version": served.version}
+        gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
+        gauge("tidegate_queue_bytes", labels, lambda: engine.queue_bytes)
+        if served.platform == EMULATED:
+            gauge("tidegate_emulated", labels, lambda: 1.0)
+        labels = {**labels, "precision": engine.key.precision}
+        gauge("tidegate_model_ready", labels, lambda: 1.0)
+        gauge("tidegate_offered_rows_total", labels, lambda: engine.offered_rows)
+        gauge("tidegate_capacity_rows_per_second", labels, lambda: capacity_of(served).rows_per_s)
+        gauge("tidegate_run_seconds", labels, lambda: capacity_of(served).run_seconds)
+        offered = Rate(lambda: engine.offered_rows)
+        gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (capacity_of(served).rows_per_s or math.inf))
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))
@@ -134,3 +168,17 @@ class ControlPlane:
                 await loop.run_in_executor(self._loader, entry.engine.close)
                 entry.engine = None
         self._loader.shutdown()
+
+
+def _notes(served: ServedVersion, unbatched: str) -> Iterator[str]:
+    """What whoever runs a ready model should know of it."""
+    if unbatched:
+        yield f"served unbatched: {unbatched}"
+    if served.unpadded:
+        yield f"not padded, so only requests of one length share a run: {served.unpadded}"
+    capacity = capacity_of(served)
+    if not capacity.feasible:
+        yield (
+            f"batching.latency_objective {(capacity.objective or 0) * 1e3:.3g} ms can't be met: a run of one row takes "
+            f"{capacity.run_seconds * 1e3:.3g} ms here; the least feasible is {math.ceil(capacity.run_seconds * 1.1e3)} ms"
+        )

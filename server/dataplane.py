@@ -6,10 +6,11 @@ then are its figures whole.
 
 from __future__ import annotations
 
-from math import inf
 from time import monotonic
 
-from server.errors import InvalidRequest, TidegateError
+from server.engine.admission import admit
+from server.errors import TidegateError
+from server.explain import explained
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
@@ -41,8 +42,9 @@ class DataPlane:
         try:
             route = self._router.route(request.model, request.version)
             version = route.version
-            if (timeout := request.parameters.get("timeout")) is not None:
-                request.deadline = request.received + _timeout(timeout)
+            admit(request, route.engine.terms)
+            if request.explain:
+                on_response = explained(request, route.reason, on_response)
             return route.engine.submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
@@ -54,7 +56,7 @@ class DataPlane:
     def _arrived(self, request: InferRequest, version: str) -> None:
         """Note an arrival in the ring and, where that's on, in the recording: its size and its terms, not what is in it."""
         deadline = request.deadline
-        limit = deadline - request.received if deadline is not None and deadline != inf else None
+        limit = deadline - request.received if deadline is not None else None
         event = (request.received, request.model, version, request.rows, request.length, request.priority, request.tenant, limit)
         self._note(event)
         if self._recording is not None:
@@ -71,11 +73,6 @@ class DataPlane:
             figures.failed(error.reason if error is not None else "internal")
         else:
             figures.answered(total, batch.cut - request.queued, request.decode_seconds, encode_seconds)
+        if request.tenant:
+            self._recorder.tenant(request.tenant, error.reason if error is not None else "")
         self._journal.finished(request, response, total, encode_seconds)
-
-
-def _timeout(value: str | int | float | bool) -> float:
-    """Seconds of the request parameter `timeout`, which is in microseconds. Raises InvalidRequest."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRequest(f"parameter 'timeout' must be a whole number of microseconds, got {value!r}")
-    return value * 1e-6 if value else float("inf")

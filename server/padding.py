@@ -43,6 +43,10 @@ class Padding:
     def __bool__(self) -> bool:
         return bool(self.inputs)
 
+    def sources(self, dim: str) -> list[tuple[str, int]]:
+        """The inputs, and their axes, that have this dim."""
+        return [(name, position) for name, axes in self.inputs.items() for position, own in axes if own == dim]
+
     def unpadded(self, name: str, shape: Shape) -> Shape:
         """`shape` of input `name` without its padded axes: what must be alike to share a run."""
         axes = self.inputs.get(name)

@@ -26,7 +26,7 @@ from server.protocol.reply import Reply
 WANTED = frozenset(
     (
         *(b"inference-header-content-length", b"content-length", b"content-encoding", b"accept-encoding"),
-        *(b"authorization", b"traceparent", b"expect"),
+        *(b"authorization", b"traceparent", b"expect", b"x-tidegate-tenant"),
     )
 )
 WORTH_DEFLATING = 1024  # answer bytes under which compression gains nothing
@@ -155,9 +155,13 @@ class HotExchange:
             authorization = fields.get(b"authorization")
             request.principal = edge.gate.principal(None if authorization is None else authorization.decode("latin-1"))
             edge.gate.check(request.principal, Operation.INFER)
+            if request.parameters and request.parameters.get("explain"):
+                edge.gate.check(request.principal, Operation.EXPLAIN)
         except TidegateError as error:
             self.fail(error)
             return
+        named = fields.get(b"x-tidegate-tenant")
+        request.tenant = edge.gate.tenant(request.principal, None if named is None else named.decode("latin-1"))
         if b"traceparent" in fields:
             request.trace = TraceContext(fields[b"traceparent"].decode("latin-1"))
         request.decode_seconds = monotonic() - self._received

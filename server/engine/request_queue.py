@@ -16,13 +16,14 @@ COMPACT_AT = 64  # tombstones that are kept before the deques are swept
 class Ticket:
     """One waiting request: the handle that `Engine.submit` gives back."""
 
-    __slots__ = ("cancelled", "group", "on_response", "queue", "request", "rows")
+    __slots__ = ("bytes", "cancelled", "group", "on_response", "queue", "request", "rows")
 
-    def __init__(self, request: InferRequest, on_response: OnResponse, group: Hashable) -> None:
+    def __init__(self, request: InferRequest, on_response: OnResponse, group: Hashable, size: int = 0) -> None:
         self.request = request
         self.on_response = on_response
         self.group = group
         self.rows = request.rows
+        self.bytes = size
         self.cancelled = False
         self.queue: RequestQueue | None = None
 
@@ -35,13 +36,14 @@ class Ticket:
 
 
 class RequestQueue:
-    """`rows` waiting are those of live requests; `groups` maps what may share a run to its deque, never an empty one."""
+    """`rows` and `bytes` waiting are those of live requests; `groups` maps what may share a run to its deque, never an empty one."""
 
-    __slots__ = ("_tombstones", "groups", "rows")
+    __slots__ = ("_tombstones", "bytes", "groups", "rows")
 
     def __init__(self) -> None:
         self.groups: dict[Hashable, deque[Ticket]] = {}
         self.rows = 0
+        self.bytes = 0
         self._tombstones = 0
 
     def push(self, ticket: Ticket) -> None:
@@ -51,6 +53,7 @@ class RequestQueue:
         waiting.append(ticket)
         ticket.queue = self
         self.rows += ticket.rows
+        self.bytes += ticket.bytes
 
     def pop(self, group: Hashable) -> Ticket:
         """The head of a group, tombstone or not; its group goes with its last ticket."""
@@ -63,6 +66,7 @@ class RequestQueue:
             self._tombstones -= 1
         else:
             self.rows -= ticket.rows
+            self.bytes -= ticket.bytes
         return ticket
 
     def oldest(self) -> Hashable:
@@ -75,6 +79,7 @@ class RequestQueue:
     def forget(self, ticket: Ticket) -> None:
         """A waiting ticket was cancelled: stop counting it."""
         self.rows -= ticket.rows
+        self.bytes -= ticket.bytes
         self._tombstones += 1
         if self._tombstones > COMPACT_AT and self._tombstones > sum(map(len, self.groups.values())) // 2:
             self._sweep()

@@ -11,12 +11,24 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from server.messages import BatchFacts, ModelKey
-from server.metrics.catalogue import CATALOGUE, OUTCOMES, PHASE_SECONDS, PHASES, REQUEST_SECONDS, ROWS, USUAL_REASONS
+from server.metrics.catalogue import (
+    CATALOGUE,
+    LENGTHS,
+    OUTCOMES,
+    PADDING,
+    PHASE_SECONDS,
+    PHASES,
+    REQUEST_SECONDS,
+    ROWS,
+    SUCCESS,
+    USUAL_REASONS,
+)
 from server.ring import Ring
 
-MAX_KEYS = 35
+MAX_KEYS = 27
 """Models, versions and precisions with series of their own: 5,000 series in all. What comes beyond is counted under OTHER."""
 MAX_LANES = 8
+MAX_TENANTS = 32
 OTHER = ModelKey("other", "", "")
 UNROUTED = ModelKey("", "", "")
 
@@ -33,19 +45,8 @@ class Figures:
     """What one model, version and precision did so far. Called in the event loop only."""
 
     __slots__ = (
-        "batches",
-        "compute",
-        "decode",
-        "duration",
-        "encode",
-        "failures",
-        "gather",
-        "key",
-        "lanes",
-        "note",
-        "queue",
-        "rows",
-        "scatter",
+        *("batches", "compute", "decode", "duration", "encode", "failures", "gather", "key", "lanes", "length", "note", "padding", "queue"),
+        *("rows", "scatter"),
     )
 
     def __init__(self, key: ModelKey, ring: Ring | None = None) -> None:
@@ -54,6 +55,8 @@ class Figures:
         self.duration = _histogram(REQUEST_SECONDS)
         self.decode, self.queue, self.gather, self.compute, self.scatter, self.encode = (_histogram(PHASE_SECONDS) for _ in PHASES)
         self.rows = _histogram(ROWS)
+        self.length = _histogram(LENGTHS)  # this and the next stay empty where nothing is padded
+        self.padding = _histogram(PADDING)
         self.batches: dict[str, int] = {}
         self.lanes: dict[str, float] = {}
         self.failures: dict[str, int] = dict.fromkeys(USUAL_REASONS, 0)
@@ -86,6 +89,11 @@ class Figures:
             counts[-1] += seconds * requests
         self.rows[bisect_left(ROWS, facts.rows)] += 1
         self.rows[-1] += facts.rows
+        if facts.length > 1:
+            self.length[bisect_left(LENGTHS, facts.length)] += 1
+            self.length[-1] += facts.length
+            self.padding[bisect_left(PADDING, facts.padding)] += 1
+            self.padding[-1] += facts.padding
         try:
             self.batches[facts.reason] += 1
             self.lanes[facts.lane] += compute
@@ -109,6 +117,7 @@ class Recorder:
         self._other: Figures | None = None
         self._unrouted: dict[str, int] = dict.fromkeys(("invalid", "not_found", "model_unavailable"), 0)
         self._gauges: dict[GaugeKey, Callable[[], float]] = {}
+        self._tenants: dict[str, dict[str, int]] = {}
 
     def figures(self, key: ModelKey) -> Figures:
         """The figures of `key`, made if there are none; those of OTHER beyond MAX_KEYS."""
@@ -133,6 +142,19 @@ class Recorder:
     def unrouted(self, reason: str) -> None:
         """One request failed before it reached a model."""
         _failed(self._unrouted, reason)
+
+    def tenant(self, name: str, reason: str = "") -> None:
+        """One request for a tenant ended; `reason` is its error's. Tenants beyond MAX_TENANTS count as other."""
+        counts = self._tenants.get(name)
+        if counts is None:
+            name = name if len(self._tenants) < MAX_TENANTS else OTHER.name
+            counts = self._tenants.setdefault(name, {})
+        outcome = OUTCOMES.get(reason, "failed") if reason else SUCCESS
+        counts[outcome] = counts.get(outcome, 0) + 1
+
+    def tenants(self) -> dict[str, dict[str, int]]:
+        """Requests by tenant and outcome. For the scraping thread."""
+        return {name: counts.copy() for name, counts in self._tenants.copy().items()}
 
     def gauge(self, name: str, labels: Mapping[str, str], read: Callable[[], float]) -> None:
         """Have `read` called at each scrape, from the scraping thread, for the gauge or counter `name`. The same name and labels again

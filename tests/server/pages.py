@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from server.config import KEYS, Settings, settings_schema
+from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
 from server.recording import Arrival
@@ -120,6 +121,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
     (
         (DOCS / "schemas" / "arrival.json", arrival_schema),
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
+        (DOCS / "schemas" / "batcher.json", lambda: json.dumps(batcher_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
         _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),

@@ -73,6 +73,6 @@ class DataPlane:
             figures.failed(error.reason if error is not None else "internal")
         else:
             figures.answered(total, batch.cut - request.queued, request.decode_seconds, encode_seconds)
-        if request.tenant:
+        if request.tenant and figures is not None:  # else it's still as the client wrote it, which no label may be
             self._recorder.tenant(request.tenant, error.reason if error is not None else "")
         self._journal.finished(request, response, total, encode_seconds)

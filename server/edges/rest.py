@@ -26,7 +26,10 @@ from server.tensors import TensorSpec
 
 EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)"]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
-`Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors."""
+`Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.
+
+Request parameters: `timeout` (microseconds until the answer is worth nothing; 0: the model's own), `priority` (1 is served first, 0 last),
+`explain` (true puts the facts of the run into the answer's parameters), `binary_data_output`."""
 
 
 class JSONResponse(Response):

@@ -40,12 +40,12 @@ def terms_of(config: ModelConfig, padding: Padding) -> Terms:
 def admit(request: InferRequest, terms: Terms) -> None:
     """Take a request on these terms: its deadline, priority and tenant, and whether it asks to be explained. Raises InvalidRequest that
     says what a parameter may be."""
+    if request.tenant and request.tenant not in terms.tenants:  # first: a request refused below is counted by its tenant too
+        request.tenant = OTHER_TENANT if terms.tenants else ""
     if request.parameters:
         _read_parameters(request, terms)
     if request.deadline is None and terms.timeout is not None:
         request.deadline = request.received + terms.timeout
-    if request.tenant and request.tenant not in terms.tenants:
-        request.tenant = OTHER_TENANT if terms.tenants else ""
 
 
 def _read_parameters(request: InferRequest, terms: Terms) -> None:

@@ -170,11 +170,13 @@ async def test_tenants_are_counted_as_far_as_they_may_be_believed(tmp_path: Path
         for name, tenant in asked:
             headers = {"authorization": f"Bearer {name}", "X-Tidegate-Tenant": tenant}
             assert (await ask(app, infer_json("m", np.ones((1, 16), np.float32), headers))).status == 200
+            assert (await ask(app, infer_json("m", np.ones((1, 15), np.float32), headers))).status == 400
+            assert (await ask(app, infer_json("m", np.ones((1, 16), np.float32), headers, parameters={"priority": 9}))).status == 400
+            assert (await ask(app, infer_json("unknown", np.ones((1, 16), np.float32), headers))).status == 404
         counted = await metrics(app, "tidegate_tenant_requests_total")
+    expected = {tenant: {"success": 1.0, "refused": 2.0} for tenant in ("blue", "other", "user")}
     assert counted == {
-        '{outcome="success",tenant="blue"}': 1.0,
-        '{outcome="success",tenant="other"}': 1.0,
-        '{outcome="success",tenant="user"}': 1.0,
+        f'{{outcome="{outcome}",tenant="{tenant}"}}': count for tenant, by in expected.items() for outcome, count in by.items()
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
@@ -15,21 +15,25 @@ from time import monotonic
 from server.backends.registry import EMULATED
 from server.config import Settings
 from server.engine.admission import terms_of
-from server.engine.batcher import Batcher, preferred_rows
+from server.engine.batcher import Batcher, BatchPolicy
+from server.engine.cost_model import CostModel
+from server.engine.decide.turns import Tenant
 from server.engine.engine import Engine
 from server.errors import ModelDefect
 from server.explain import capacity_of
 from server.lanes.opening import LanePlan, Opened, open_lanes
 from server.lanes.pad_proof import pad_fault
+from server.lanes.warmup import FREE_AXES
 from server.logs import Journal
 from server.messages import ModelKey
 from server.metrics.rate import Rate
 from server.metrics.recorder import Recorder
-from server.padding import NO_PADDING
+from server.padding import NO_PADDING, Padding
 from server.repository.loader import Loadable, describe
+from server.repository.model_config import ModelConfig
 from server.repository.store import Entry, Store
-from server.router.costs import WarmUpCosts
 from server.router.table import ServedVersion, ServingTable, State
+from server.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,10 @@ class ControlPlane:
     def _serve(self, loadable: Loadable, opened: Opened, unpadded: str) -> ServedVersion:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
-        batcher = (
-            Batcher(config.batching.max_rows, preferred_rows(warmup.latency, config.batching.max_rows)) if warmup.batched else Batcher(1)
-        )
-        figures = self._recorder.figures(key)
         terms = terms_of(config, NO_PADDING if unpadded else loadable.padding)
+        costs = CostModel(warmup.latency, _cells(opened.lanes[0].inputs, terms.padding))
+        batcher = Batcher(_policy(config, batched=warmup.batched, lanes=len(opened.lanes)), costs)
+        figures = self._recorder.figures(key)
         engine = Engine(key, opened.lanes, batcher, figures, terms=terms, batched=warmup.batched)
         served = ServedVersion(
             key.name,
@@ -114,7 +117,7 @@ class ControlPlane:
             platform=spec.backend,
             lanes=opened.why,
             config=config,
-            costs=WarmUpCosts(warmup.latency),
+            costs=batcher.costs,
             unpadded=unpadded,
         )
         served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else warmup.why))))
@@ -168,6 +171,27 @@ class ControlPlane:
                 await loop.run_in_executor(self._loader, entry.engine.close)
                 entry.engine = None
         self._loader.shutdown()
+
+
+def _policy(config: ModelConfig, *, batched: bool, lanes: int) -> BatchPolicy:
+    """What the batcher keeps to, as model.yaml has it."""
+    batching, queue = config.batching, config.queue
+    return BatchPolicy(
+        max_rows=batching.max_rows if batched else 1,
+        latency_objective=batching.latency_objective,
+        on_late=queue.on_late,
+        max_wait=batching.max_wait,
+        preferred_rows=batching.preferred_rows,
+        length_buckets=batching.length_buckets if isinstance(batching.length_buckets, tuple) else (),
+        priorities=queue.priorities,
+        tenants={name: Tenant(said.weight, said.rows_per_s, said.bytes_per_s) for name, said in queue.tenants.items()},
+        lanes=lanes,
+    )
+
+
+def _cells(inputs: Sequence[TensorSpec], padding: Padding) -> int:
+    """The length of a row in warm-up's runs, which give varying axes the first of FREE_AXES."""
+    return padding.cells({spec.name: tuple(FREE_AXES[0] if axis == -1 else axis for axis in spec.shape) for spec in inputs})
 
 
 def _notes(served: ServedVersion, unbatched: str) -> Iterator[str]:

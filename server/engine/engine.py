@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from time import monotonic
+from typing import Any
 
 from server.engine.admission import Fit, Terms, bytes_of, fit, with_values
 from server.engine.batch import fullness, gather, split
-from server.engine.batcher import Batcher, Cut
+from server.engine.batcher import Batcher, Cut, DropReason
+from server.engine.decide.turns import Quotas
 from server.engine.request_queue import RequestQueue, Ticket
 from server.engine.scheduler import Scheduler
 from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidRequest, Overloaded, TidegateError
@@ -24,29 +26,43 @@ from server.tensors import Tensor, TensorSpec
 
 DRAIN_POLL = 0.005  # seconds; polling keeps an event object off the hot path
 KNOWN_LAYOUTS = 1024  # conclusions about request layouts that are kept; the codecs share a Layout between like requests
+RESERVED_SHARE = 0.25  # of the objective: the most that's kept back for what surrounds a run
+RESERVED_WITHOUT = 0.02  # seconds that stand for the objective where there's none
+RESERVE_RISES, RESERVE_FALLS = 0.2, 0.01  # how fast what is kept back follows: as 1 run in 20 exceeds it
+
+_WHY = {
+    DropReason.EXPIRED: "the request waited past its deadline",
+    DropReason.HOPELESS: "it can't be answered by its deadline any more",
+    DropReason.GIVEN_UP: "others could be answered in its place",
+}
 
 
 class Engine:
-    """One version at one precision: `max_rows` 0 means unbatched, each request a run of its own."""
+    """One version at one precision. `batched` False means unbatched: each request a run of its own."""
 
     def __init__(self, key: ModelKey, lanes: Sequence[Lane], batcher: Batcher, figures: Figures, *, terms: Terms, batched: bool) -> None:
         self.key = key
         self.lanes = list(lanes)
         self.inputs: tuple[TensorSpec, ...] = lanes[0].inputs
         self.outputs: tuple[TensorSpec, ...] = lanes[0].outputs
-        self.max_rows = batcher.max_rows if batched else 0
+        self.batcher = batcher
+        self.max_rows = batcher.policy.max_rows if batched else 0
         self.figures = figures
         self.terms = terms
-        self.offered_rows = 0  # those refused for want of room or time too: what the model was asked for
         self.padding = terms.padding if batched else NO_PADDING
+        self.drops: dict[str, int] = dict.fromkeys(DropReason, 0)
+        self.min_priority: int | None = None
         self._shared = tuple(spec.name for spec in self.inputs if spec.batch_axis is None) if batched else ()
         self._output_names = frozenset(spec.name for spec in self.outputs)
         self._known: dict[Layout, Fit] = {}
-        self._queue = RequestQueue()
+        self._quotas = Quotas(batcher.policy.tenants)
+        self._queue = RequestQueue(batcher.policy.length_buckets)
+        self._reserve = 0.0
+        self._most_reserved = RESERVED_SHARE * (batcher.policy.latency_objective or RESERVED_WITHOUT)
         self._running = 0
         self._open = True
         self._loop = asyncio.get_running_loop()
-        self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start)
+        self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start, self._drop)
 
     @property
     def queue_rows(self) -> int:
@@ -54,27 +70,79 @@ class Engine:
 
     @property
     def queue_bytes(self) -> int:
+        """Bytes of the inputs that wait."""
         return self._queue.bytes
+
+    @property
+    def offered_rows(self) -> int:
+        """All rows that ever came, those refused too."""
+        return self._queue.arrived
 
     def submit(self, request: InferRequest, on_response: OnResponse) -> Ticket:
         """Queue a request; `on_response` is called in the loop with its answer. Raises InvalidRequest where it doesn't fit the model,
-        Overloaded where the queue is full, Draining after close."""
+        Overloaded where a limit is reached, DeadlineExceeded where no answer could be in time, Draining after close."""
         fitted = self._known.get(request.layout) or self._examine(request.layout)
         request.rows, group, request.length, _ = fitted
         if self._shared:
             group = with_values(group, request, self._shared)
         if request.outputs:
             self._check_outputs(request)
-        self.offered_rows += request.rows
-        size = bytes_of(request, fitted)
-        self._check_room(request, size)
         if not self._open:
             raise Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded")
-        ticket = Ticket(request, on_response, group, size)
-        request.queued = monotonic()
+        request.queued = now = monotonic()
+        policy = self.batcher.policy
+        ticket = Ticket(request, on_response, group, policy.priorities, policy.patience, self._reserve)
+        ticket.size = bytes_of(request, fitted)
+        self._admit(ticket, now)
         self._queue.push(ticket)
         self._scheduler.arm()
         return ticket
+
+    def _admit(self, ticket: Ticket, now: float) -> None:
+        """Raises Overloaded or DeadlineExceeded where a request that fits the model mustn't or needn't wait."""
+        try:
+            if self._queue.rows + ticket.rows > self.terms.max_rows:
+                raise self._overloaded(f"exceeds maximum queue size of {self.terms.max_rows} rows", "queue.max_rows")
+            if self.terms.max_bytes is not None:
+                self._check_bytes(ticket, self.terms.max_bytes)
+            if self._quotas:
+                self._check_quota(ticket, now)
+            if self.min_priority is not None and ticket.priority > self.min_priority:
+                raise self._overloaded(f"takes only priorities up to {self.min_priority} now, got {ticket.priority}", "min_priority")
+            if ticket.deadline is not None and self._scheduler.hopeless(ticket, now):
+                self.drops[DropReason.HOPELESS] += 1
+                raise self._too_late(DropReason.HOPELESS)
+        except (Overloaded, DeadlineExceeded):
+            self._queue.arrived += ticket.rows  # refused load is load
+            raise
+
+    def _check_bytes(self, ticket: Ticket, most: int) -> None:
+        if self._queue.bytes and self._queue.bytes + ticket.size > most:  # a larger one may wait alone
+            raise self._overloaded(f"exceeds maximum queue size of {most} bytes", "queue.max_bytes")
+
+    def _check_quota(self, ticket: Ticket, now: float) -> None:
+        passed = self._quotas.charge(ticket.tenant, ticket.rows, ticket.size, now)
+        if passed is not None:
+            name, wait = passed
+            raise Overloaded(f"model '{self.key.name}': tenant '{ticket.tenant}' is over its quota", f"queue.tenants.{name}", wait)
+
+    def _overloaded(self, what: str, limit: str) -> Overloaded:
+        return Overloaded(f"model '{self.key.name}': {what}", limit, self._backlog())
+
+    def _too_late(self, why: DropReason) -> DeadlineExceeded:
+        return DeadlineExceeded(f"Request timeout expired: {_WHY[why]}", self._backlog())
+
+    def _backlog(self) -> float:
+        """Seconds until what waits now is served: when to come back."""
+        full = self.batcher.policy.max_rows
+        return self._queue.rows * self.batcher.costs.mean(full) / full / len(self.lanes) if self.batcher.costs.known else 1.0
+
+    def shed(self, min_priority: int | None) -> None:
+        """Take only requests of priority 1 … `min_priority` from now on, and answer the others that wait; None takes all again."""
+        self.min_priority = min_priority
+        if min_priority is not None:
+            for ticket in self._queue.below(min_priority):
+                self._answer(ticket, error=self._overloaded(f"takes only priorities up to {min_priority} now", "min_priority"))
 
     def _examine(self, layout: Layout) -> Fit:
         fitted = fit(layout, self.key.name, self.inputs, self.max_rows, self.padding)
@@ -82,13 +150,6 @@ class Engine:
             self._known.clear()
         self._known[layout] = fitted
         return fitted
-
-    def _check_room(self, request: InferRequest, size: int) -> None:
-        queue, terms = self._queue, self.terms
-        if queue.rows + request.rows > terms.max_rows:
-            raise Overloaded(f"model '{self.key.name}': exceeds maximum queue size of {terms.max_rows} rows", "queue.max_rows")
-        if terms.max_bytes is not None and queue.bytes and queue.bytes + size > terms.max_bytes:  # a larger one may wait alone
-            raise Overloaded(f"model '{self.key.name}': exceeds maximum queue size of {terms.max_bytes} bytes", "queue.max_bytes")
 
     def _check_outputs(self, request: InferRequest) -> None:
         for output in request.outputs:
@@ -98,12 +159,12 @@ class Engine:
                     f"The model's outputs are: {sorted(self._output_names)}"
                 )
 
+    def _drop(self, cut: Cut) -> None:
+        for ticket, why in cut.dropped:
+            self.drops[why] += 1
+            self._answer(ticket, error=self._too_late(why))
+
     def _start(self, cut: Cut, lane: Lane) -> None:
-        for ticket in cut.expired:
-            self._answer(ticket, error=DeadlineExceeded("Request timeout expired: the request waited past its deadline", retry_after=1.0))
-        if not cut.tickets:
-            self._scheduler.release(lane)
-            return
         self._running += 1
         begun = monotonic()
         facts = BatchFacts(cut.rows, len(cut.tickets), cut.reason, self.key.precision, lane.name, begun, begun, begun)
@@ -121,16 +182,25 @@ class Engine:
         facts.started, facts.finished = result.started, result.finished
         error, shares = result.error, None
         if error is None:
+            self.batcher.costs.observe(cut.rows, facts.finished - facts.started, cut.length)
             try:
                 shares = split(cut.tickets, cut.rows, result.outputs, self.outputs, self.padding)
             except TidegateError as failure:
                 error = failure
         self._running -= 1
-        self._scheduler.release(self._successor(lane))
-        self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
+        self._scheduler.release(lane, self._successor(lane))
+        ended = monotonic()
+        self._follow(ended - facts.cut - (facts.finished - facts.started))
+        self.figures.batch(facts, gather_seconds, ended - facts.finished)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
                 self._answer(ticket, shares[position] if shares else {}, error, facts)
+
+    def _follow(self, around: float) -> None:
+        """What surrounds a run (gathering, hops between threads, splitting) comes out of a request's deadline as well."""
+        behind = around - self._reserve
+        self._reserve += (RESERVE_RISES if behind > 0 else RESERVE_FALLS) * behind
+        self._reserve = min(self._reserve, self._most_reserved)
 
     def _successor(self, lane: Lane) -> Lane:
         heir = lane.successor()
@@ -169,3 +239,16 @@ class Engine:
         """Give the lanes back. Blocks until their runs are over: call it off the loop."""
         for lane in self.lanes:
             lane.close()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain data for people: what the batcher knows, what it does, what it dropped."""
+        costs, policy = self.batcher.costs, self.batcher.policy
+        capacity = costs.capacity(policy.latency_objective, policy.max_rows)
+        return {
+            "cost": costs.snapshot(),
+            "capacity": {"rows": capacity.rows, "rows_per_s": capacity.rate * len(self.lanes)},
+            "reasons": dict(self.figures.batches),
+            "drops": {str(why): count for why, count in self.drops.items()},
+            "queue": {"rows": self._queue.rows, "bytes": self._queue.bytes, "offered_rows": self._queue.arrived},
+            "reserve": self._reserve,
+        }

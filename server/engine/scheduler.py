@@ -1,6 +1,7 @@
 """When a batch is cut: an arrival or a freed lane arms one cut for the end of the loop turn, after all ready sockets were read.
 
-That one turn of patience is what coalesces at high rates; at low rates it costs microseconds. One loop owns all of it: no locks.
+That one turn of patience is what coalesces at high rates; at low rates it costs microseconds. A batch that the batcher holds for more is
+looked at again when it says so. One loop owns all of it: no locks.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Callable
 from time import monotonic
 
 from server.engine.batcher import Batcher, Cut
-from server.engine.request_queue import RequestQueue
+from server.engine.request_queue import RequestQueue, Ticket
 from server.lanes.base import Lane
 
 
 class Scheduler:
-    """Hands cuts to free lanes: `start(cut, lane)` begins a run, `expire(tickets)` answers those whose deadline has passed."""
+    """Hands cuts to free lanes: `start(cut, lane)` begins a run, `drop(cut)` answers those that a cut gave up."""
 
     def __init__(
         self,
@@ -24,13 +25,17 @@ class Scheduler:
         batcher: Batcher,
         lanes: list[Lane],
         start: Callable[[Cut, Lane], None],
+        drop: Callable[[Cut], None],
     ) -> None:
         self._loop = loop
         self._queue = queue
         self._batcher = batcher
         self._free = list(lanes)
+        self._busy: dict[Lane, float] = {}  # when each will be free again, as far as the costs can tell
         self._start = start
+        self._drop = drop
         self._armed = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def free_lanes(self) -> int:
@@ -42,17 +47,37 @@ class Scheduler:
             self._armed = True
             self._loop.call_soon(self._turn)
 
-    def release(self, lane: Lane) -> None:
-        """A lane's run is over."""
-        self._free.append(lane)
-        if self._queue.groups:
+    def hopeless(self, ticket: Ticket, now: float) -> bool:
+        """Whether a request that comes now would be answered too late however it's scheduled."""
+        return self._batcher.hopeless(ticket, self._queue, now, () if self._free else tuple(self._busy.values()))
+
+    def release(self, lane: Lane, heir: Lane) -> None:
+        """A lane's run is over; `heir` takes its place, mostly itself."""
+        self._busy.pop(lane, None)
+        self._free.append(heir)
+        if self._queue.lines:
             self.arm()
 
     def _turn(self) -> None:
         """One cut for each lane that was free when the turn began: an inline run frees its lane at once, and sockets go first."""
         self._armed = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for _ in range(len(self._free)):
-            cut = self._batcher.cut(self._queue, monotonic())
-            if not cut.tickets and not cut.expired:
+            now = monotonic()
+            cut = self._batcher.cut(self._queue, now, self._others(now) if self._busy or len(self._free) > 1 else ())
+            if cut.wake is not None:
+                self._timer = self._loop.call_at(self._loop.time() + cut.wake - now, self.arm)
+            if cut.tickets:
+                lane = self._free.pop()
+                self._busy[lane] = now + self._batcher.costs.mean(cut.rows, cut.length)
+                self._start(cut, lane)
+            if cut.dropped:
+                self._drop(cut)
+            if not cut.tickets:
                 return
-            self._start(cut, self._free.pop())
+
+    def _others(self, now: float) -> tuple[float, ...]:
+        """When each lane but the one at hand is free."""
+        return (*self._busy.values(), *(now for _ in self._free[1:]))

@@ -19,6 +19,8 @@ PURE = {
     "server.numerics",
     "server.engine.batcher",
     "server.engine.cost_model",
+    "server.engine.decide",
+    "server.engine.request_queue",
     "server.router.rules",
     "server.router.canary",
     "server.router.experiment",

@@ -81,11 +81,7 @@ class EmulatedBackend:
 
     def service_seconds(self, rows: int) -> float:
         """How long the device takes for the next run: the table's time, with noise where it's asked for."""
-        seconds, noise = self.curve.seconds(rows), self.curve.noise
-        if not self._noisy:
-            return seconds
-        seconds *= 1.0 + abs(self._random.normal(0.0, noise.service_sigma))
-        return seconds * noise.spike_factor if self._random.random() < noise.spike_probability else seconds
+        return self.curve.noisy_seconds(rows, self._random) if self._noisy else self.curve.seconds(rows)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from server.documents import Document, read_yaml
@@ -94,6 +95,12 @@ class Curve:
         if self.fit is not None:
             return self.fit[0] + self.fit[1] * rows
         return _between(self.points, rows)
+
+    def noisy_seconds(self, rows: int, random: np.random.Generator) -> float:
+        """Service time of one run, as the noise has it."""
+        noise = self.noise
+        seconds = self.seconds(rows) * (1.0 + abs(random.normal(0.0, noise.service_sigma)))
+        return seconds * noise.spike_factor if random.random() < noise.spike_probability else seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,9 @@ from server.ring import SCHEMA_VERSION
 from server.validation import complaints
 
 HEADS = ("recording", "incident")
+TOLD = ("arrival", "batch")
+"""Events that a trace is made of; others are passed over."""
+
 SEGMENTS = "arrivals-*.jsonl"
 MAX_LINE = 1 << 20
 
@@ -47,13 +49,16 @@ class Trace:
 def read_trace(path: Path, only: str | None = None) -> Trace:
     """The trace in a file, or in a folder of recordings; `only` is NAME or NAME/VERSION. Raises ConfigError with file and line."""
     found = Trace(only or "")
-    models: Counter[str] = Counter()
+    models: set[str] = set()
     for file in _files(path):
         for number, line, whole in _lines(file):
             values = _parsed(file, number, line, whole)
             if values is None:
                 found.cut_short = f"{file}:{number}"
-            elif _names(values, models) and _is_of(values, only):
+                continue
+            if values["event"] == "arrival":
+                models.add(str(values.get("model")))
+            if values["event"] in TOLD and _is_of(values, only):
                 _take(file, number, values, found)
     if not found.arrivals:
         asked = f" of {only!r}; it has {', '.join(sorted(models)) or 'none at all'}" if only else ""
@@ -102,15 +107,6 @@ def _parsed(file: Path, number: int, line: bytes, whole: bool) -> dict[str, Any]
     if values["event"] in HEADS and values.get("schema") != SCHEMA_VERSION:
         raise ConfigError(f"{file}:{number}: schema {values.get('schema')!r}; this release reads {SCHEMA_VERSION}")
     return values
-
-
-def _names(values: dict[str, Any], models: Counter[str]) -> bool:
-    """Whether an event is about requests of a model; counts who is named."""
-    if values["event"] not in ("arrival", "batch"):
-        return False
-    if values["event"] == "arrival":
-        models[str(values.get("model"))] += 1
-    return True
 
 
 def _is_of(values: dict[str, Any], only: str | None) -> bool:

@@ -3,11 +3,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from server.commands.choices import Choices, choices_from
+from server.commands.replay import Setting, replay
+from server.commands.simulate import FEW_RUNS, fitted
+from server.commands.trace import read_trace
+from server.engine.batcher import BatchPolicy
 from server.errors import ConfigError
 from tests.server.commands.traces import HEAD, arrival, batch, write
+from tests.server.repository.test_emulation import place_emulated
+from tests.server.running import infer_json, running, wire
 
 T4 = ("--table", "t4", "--model", "resnet50", "--precision", "fp16")
 STEADY = [arrival(number / 500) for number in range(500)]
@@ -69,6 +76,21 @@ def test_a_line_that_was_cut_short_is_said(trace: Path) -> None:
     ran = simulate(trace, *T4, "--json")
     assert ran.stderr == f"note: {trace}:501: the last line is cut short and left out\n"
     assert json.loads(ran.stdout)["trace"]["arrivals"] == 499
+
+
+async def test_what_a_server_recorded_is_replayed(tmp_path: Path) -> None:
+    place_emulated(tmp_path / "models")
+    rows = np.ones((2, 16), np.float32)
+    async with running(tmp_path / "models", recording={"dir": tmp_path / "recording"}) as app, wire(app) as client:
+        for _ in range(FEW_RUNS):
+            assert (await client.ask(infer_json("net", rows))).status == 200
+        (tmp_path / "incident.jsonl").write_bytes(b"".join(app.recorder.ring.lines("1.0")))
+    recorded, incident = read_trace(tmp_path / "recording"), read_trace(tmp_path / "incident.jsonl")
+    assert [one.rows for one in recorded.arrivals] == [one.rows for one in incident.arrivals] == [2] * FEW_RUNS
+    device = fitted(incident.batches)
+    found = replay(recorded.arrivals, Setting("s", BatchPolicy(), lambda: device))
+    assert (found.answered, found.rows) == (FEW_RUNS, 2 * FEW_RUNS)
+    assert found.latencies[0] >= 0.9 * min(run.seconds for run in incident.batches)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.http_server import HttpServer
 from server.edges.infer_edge import EdgeLimits, InferEdge
-from server.edges.json_worker import JsonWorker
+from server.edges.offload.json_worker import JsonWorker
 from server.edges.rest import build_rest
 from server.gate import Gate
 from server.logs import Journal

@@ -95,6 +95,9 @@ class Limits(_Section):
     body_timeout: Timeout = Field(default=30.0, description="Longest time between a request's first byte and its last.")
     pipeline_depth: int = Field(default=64, ge=1, le=65536, description="Unanswered requests of a connection at which its reading pauses.")
     pipeline_bytes: Bytes = Field(default=8 << 20, description="Unsent answer bytes of a connection at which its reading pauses.")
+    receive_buffer: Bytes = Field(
+        default=512 << 10, description="Bytes that the kernel takes in beyond what was read of a connection; more suits long, fast lines."
+    )
     max_header_bytes: Bytes = Field(default=64 << 10, description="Largest request line and headers together.")
 
     @model_validator(mode="after")

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 from server.backends.registry import EMULATED
 from server.config import Settings
-from server.engine.admission import terms_of
-from server.engine.batcher import Batcher, BatchPolicy
+from server.engine.admission import length_at, policy_of, terms_of
+from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
-from server.engine.decide.turns import Tenant
 from server.engine.engine import Engine
 from server.errors import ModelDefect
 from server.explain import capacity_of
@@ -28,12 +29,10 @@ from server.logs import Journal
 from server.messages import ModelKey
 from server.metrics.rate import Rate
 from server.metrics.recorder import Recorder
-from server.padding import NO_PADDING, Padding
+from server.padding import NO_PADDING
 from server.repository.loader import Loadable, describe
-from server.repository.model_config import ModelConfig
 from server.repository.store import Entry, Store
 from server.router.table import ServedVersion, ServingTable, State
-from server.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class ControlPlane:
         self._recorder = recorder
         self._journal = journal
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._root = _paths_below(settings.repository)
         self.loaded = False
 
     async def load_all(self) -> None:
@@ -103,11 +103,12 @@ class ControlPlane:
     def _serve(self, loadable: Loadable, opened: Opened, unpadded: str) -> ServedVersion:
         spec, config, warmup = loadable.spec, loadable.config, opened.warmup
         key = ModelKey(spec.model, spec.version, spec.precision)
-        terms = terms_of(config, NO_PADDING if unpadded else loadable.padding)
-        costs = CostModel(warmup.latency, _cells(opened.lanes[0].inputs, terms.padding))
-        batcher = Batcher(_policy(config, batched=warmup.batched, lanes=len(opened.lanes)), costs)
+        padding = NO_PADDING if unpadded or not warmup.batched else loadable.padding
+        length = length_at(FREE_AXES[0], opened.lanes[0].inputs, padding)
+        batcher = Batcher(policy_of(config, len(opened.lanes), warmup.batched), CostModel(warmup.latency, length))
         figures = self._recorder.figures(key)
-        engine = Engine(key, opened.lanes, batcher, figures, terms=terms, batched=warmup.batched)
+        proved = loadable.manifest.unbatched if loadable.manifest is not None else None
+        engine = Engine(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
         served = ServedVersion(
             key.name,
             key.version,
@@ -117,10 +118,9 @@ class ControlPlane:
             platform=spec.backend,
             lanes=opened.why,
             config=config,
-            costs=batcher.costs,
             unpadded=unpadded,
         )
-        served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else warmup.why))))
+        served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why))))
         self._gauges(served, engine)
         return served
 
@@ -139,7 +139,8 @@ class ControlPlane:
         gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (capacity_of(served).rows_per_s or math.inf))
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, reason))
+        # Anyone may read the index, and only the operator needs to know where the repository lies.
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._root.sub("", reason)))
         self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
 
@@ -173,27 +174,6 @@ class ControlPlane:
         self._loader.shutdown()
 
 
-def _policy(config: ModelConfig, *, batched: bool, lanes: int) -> BatchPolicy:
-    """What the batcher keeps to, as model.yaml has it."""
-    batching, queue = config.batching, config.queue
-    return BatchPolicy(
-        max_rows=batching.max_rows if batched else 1,
-        latency_objective=batching.latency_objective,
-        on_late=queue.on_late,
-        max_wait=batching.max_wait,
-        preferred_rows=batching.preferred_rows,
-        length_buckets=batching.length_buckets if isinstance(batching.length_buckets, tuple) else (),
-        priorities=queue.priorities,
-        tenants={name: Tenant(said.weight, said.rows_per_s, said.bytes_per_s) for name, said in queue.tenants.items()},
-        lanes=lanes,
-    )
-
-
-def _cells(inputs: Sequence[TensorSpec], padding: Padding) -> int:
-    """The length of a row in warm-up's runs, which give varying axes the first of FREE_AXES."""
-    return padding.cells({spec.name: tuple(FREE_AXES[0] if axis == -1 else axis for axis in spec.shape) for spec in inputs})
-
-
 def _notes(served: ServedVersion, unbatched: str) -> Iterator[str]:
     """What whoever runs a ready model should know of it."""
     if unbatched:
@@ -206,3 +186,9 @@ def _notes(served: ServedVersion, unbatched: str) -> Iterator[str]:
             f"batching.latency_objective {(capacity.objective or 0) * 1e3:.3g} ms can't be met: a run of one row takes "
             f"{capacity.run_seconds * 1e3:.3g} ms here; the least feasible is {math.ceil(capacity.run_seconds * 1.1e3)} ms"
         )
+
+
+def _paths_below(repository: Path) -> re.Pattern[str]:
+    """Matches the repository's own part of a path to something in it, as it was given and as links and the working folder make it."""
+    spellings = sorted({str(repository), str(repository.absolute()), str(repository.resolve())}, key=len, reverse=True)
+    return re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, spellings))})/")

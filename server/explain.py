@@ -141,15 +141,16 @@ class BatcherReport(_Part):
     capacity: CapacityPart
     batches: BatchesPart
     padding: PaddingPart
-    drops: dict[str, int] = Field(description="Requests that weren't answered, by reason.")
+    failures: dict[str, int] = Field(description="Requests that weren't answered, by reason, as in tidegate_requests_total.")
+    drops: dict[str, int] = Field(description="Those of them that no run could or should answer in time, by why.")
     queue: QueuePart
     lanes: LanesPart
 
 
 def report(entry: ServedVersion) -> BatcherReport:
     """How a version is batched and why. Raises ModelUnavailable where it doesn't serve."""
-    engine, costs = entry.engine, entry.costs
-    if engine is None or costs is None:
+    engine = entry.engine
+    if engine is None:
         raise ModelUnavailable(f"model '{entry.model}' version {entry.version} isn't ready: {entry.state}")
     terms, figures, config = engine.terms, engine.figures, entry.config
     rows, batches = figures.rows[-1], sum(figures.rows[:-1])
@@ -159,7 +160,7 @@ def report(entry: ServedVersion) -> BatcherReport:
         precision=engine.key.precision,
         max_rows=engine.max_rows,
         notes=entry.reason,
-        cost=Cost(**costs.snapshot()),
+        cost=Cost(**engine.batcher.costs.snapshot()),
         capacity=capacity_of(entry),
         batches=BatchesPart(
             batches=int(batches),
@@ -174,12 +175,13 @@ def report(entry: ServedVersion) -> BatcherReport:
             mean_length=_mean(figures.length),
             off=entry.unpadded,
         ),
-        drops={reason: count for reason, count in figures.failures.items() if count},
+        failures={reason: count for reason, count in figures.failures.items() if count},
+        drops={str(why): count for why, count in figures.drops.items()},
         queue=QueuePart(
             rows=engine.queue_rows,
             bytes=engine.queue_bytes,
-            max_rows=terms.max_rows,
-            max_bytes=terms.max_bytes,
+            max_rows=terms.limits.rows,
+            max_bytes=terms.limits.bytes,
             timeout=terms.timeout,
             priorities=terms.priorities,
             tenants={name: tenant.weight for name, tenant in config.queue.tenants.items()},
@@ -190,10 +192,10 @@ def report(entry: ServedVersion) -> BatcherReport:
 
 def capacity_of(entry: ServedVersion) -> CapacityPart:
     """What a ready version can serve within its objective, at the length that its batches have in the mean."""
-    engine, costs, objective = entry.engine, entry.costs, entry.config.batching.latency_objective
+    engine, objective = entry.engine, entry.config.batching.latency_objective
     assert engine is not None
-    assert costs is not None
-    length = round(_mean(engine.figures.length)) or costs.snapshot()["length"]
+    costs = engine.batcher.costs
+    length = round(_mean(engine.figures.length)) or costs.length
     found = costs.capacity(objective, max(1, engine.max_rows), length)
     return CapacityPart(
         objective=objective,

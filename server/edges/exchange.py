@@ -6,6 +6,7 @@ elsewhere. It knows its connection only to say that it has an answer.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -31,6 +32,8 @@ WANTED = frozenset(
 )
 WORTH_DEFLATING = 1024  # answer bytes under which compression gains nothing
 DEFLATE_INLINE = 8 * 1024  # answer bytes that are compressed in the loop, more in a thread
+SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
+CLOSE = b"connection: close\r\n\r\n"
 JSON_OUT_OFFLOAD = 256 * 1024  # bytes of JSON above which the helper process writes the answer
 NO_LAYOUT = Layout(())
 
@@ -98,6 +101,16 @@ class HotExchange:
             return True
         try:
             return self.body.add(chunk)
+        except TidegateError as error:
+            self.fail(error)
+            return True
+
+    def filled(self, count: int) -> bool:
+        """A piece of the body was written where the body said. False where reading should pause."""
+        if self.parts is not None:
+            return True
+        try:
+            return self.body.filled(count)
         except TidegateError as error:
             self.fail(error)
             return True
@@ -229,6 +242,23 @@ class HotExchange:
         self._forget()
         if connection is not None:
             connection.answered(self)
+
+    def announce_close(self) -> None:
+        """Have the answer say that the connection ends with it."""
+        assert self.parts is not None
+        self.close = True
+        self.parts[0] = bytes(self.parts[0]).replace(b"\r\n\r\n", b"\r\n" + CLOSE, 1)
+
+    def write(self, transport: asyncio.Transport) -> None:
+        """Send the answer."""
+        parts = self.parts
+        assert parts is not None
+        if len(parts) == 1:
+            transport.write(parts[0])
+        elif self.answer_bytes <= SMALL_WRITE:
+            transport.write(b"".join(parts))
+        else:
+            transport.writelines(parts)
 
     def fail(self, error: TidegateError, status: int | None = None) -> None:
         """Answer with an error that arose in the edge itself; `status` overrides the table's."""

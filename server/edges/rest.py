@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 
 from server.config import VERSION, Settings
@@ -41,7 +42,13 @@ class JSONResponse(Response):
 
 def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlPlane, ready: Callable[[], bool]) -> FastAPI:
     """The ASGI app. `ready` says whether the server takes requests (models loaded and not draining)."""
-    app = FastAPI(title="tidegate", version=VERSION, description="Open Inference Protocol V2", default_response_class=JSONResponse)
+    app = FastAPI(
+        title="tidegate",
+        version=VERSION,
+        description="Open Inference Protocol V2",
+        default_response_class=JSONResponse,
+        openapi_url=None,  # FastAPI's own routes for the document ask nobody
+    )
 
     def allow(request: Request, operation: Operation) -> None:
         gate.check(gate.principal(request.headers.get("authorization")), operation)
@@ -49,6 +56,7 @@ def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlP
     _health(app, allow, ready)
     _server(app, allow, settings, control)
     _models(app, allow, router)
+    _document(app, allow)
     _errors(app)
     return app
 
@@ -122,6 +130,18 @@ def _models(app: FastAPI, allow: Allow, router: Router) -> None:
     @app.post("/v2/models/{model}/infer", tags=["inference"], summary="Infer", description=INFER_DOC)
     async def infer(model: str, version: str = "", body: dict[str, Any] = Body(examples=[INFER_EXAMPLE])) -> Response:  # noqa: B008
         raise InvalidRequest("inference is answered before ASGI: this server isn't running behind its own protocol class")
+
+
+def _document(app: FastAPI, allow: Allow) -> None:
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        allow(request, Operation.API_DOCUMENT)
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        allow(request, Operation.API_DOCUMENT)
+        return get_swagger_ui_html(openapi_url="/openapi.json", title="tidegate")
 
 
 INFER_EXAMPLE = {"inputs": [{"name": "image", "shape": [1, 4], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4]}]}

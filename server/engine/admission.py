@@ -4,9 +4,12 @@ its clients grep for them."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from server.engine.batcher import BatchPolicy
+from server.engine.decide.turns import Tenant
+from server.engine.request_queue import QueueLimits
 from server.errors import InvalidRequest
 from server.messages import InferRequest, Layout
 from server.padding import NO_PADDING, Padding
@@ -18,12 +21,11 @@ from server.tensors import DTYPES, TensorSpec, elements
 class Terms:
     """On which terms a model takes requests, as its model.yaml has them.
 
-    `max_rows` and `max_bytes` bound what waits, None: no bound of its own. `timeout` is seconds until the deadline of a request that
+    `timeout` is seconds until the deadline of a request that
     brings none, None: it has none. `tenants` are those known by name. `padding` says which requests of unlike length share a run.
     """
 
-    max_rows: int = 1024
-    max_bytes: int | None = None
+    limits: QueueLimits = field(default_factory=QueueLimits)
     timeout: float | None = None
     priorities: int = 1
     tenants: frozenset[str] = frozenset()
@@ -34,7 +36,29 @@ def terms_of(config: ModelConfig, padding: Padding) -> Terms:
     """The terms of a model. The objective is a deadline only where late answers are worth nothing (on_late: reject)."""
     queue = config.queue
     timeout = queue.timeout or (config.batching.latency_objective if queue.on_late == "reject" else None)
-    return Terms(queue.max_rows, queue.max_bytes, timeout, queue.priorities, frozenset(queue.tenants), padding)
+    return Terms(QueueLimits(queue.max_rows, queue.max_bytes), timeout, queue.priorities, frozenset(queue.tenants), padding)
+
+
+def policy_of(config: ModelConfig, lanes: int, batched: bool) -> BatchPolicy:
+    """How a model's requests are to be batched, on so many lanes."""
+    batching, queue = config.batching, config.queue
+    return BatchPolicy(
+        max_rows=batching.max_rows if batched else 1,
+        latency_objective=batching.latency_objective,
+        on_late=queue.on_late,
+        max_wait=batching.max_wait,
+        preferred_rows=batching.preferred_rows if batched else (),
+        length_buckets=() if isinstance(batching.length_buckets, str) else batching.length_buckets,
+        priorities=queue.priorities,
+        tenants={name: Tenant(said.weight, said.rows_per_s, said.bytes_per_s) for name, said in queue.tenants.items()},
+        lanes=lanes,
+    )
+
+
+def length_at(free_axis: int, inputs: Sequence[TensorSpec], padding: Padding) -> int:
+    """The length (see InferRequest) of a request whose axes that vary are all `free_axis` long, as far as they may be."""
+    limits = {spec.name: spec.max_shape or (-1,) * len(spec.shape) for spec in inputs}
+    return padding.cells({name: tuple(free_axis if most < 0 else min(free_axis, most) for most in limits[name]) for name in limits})
 
 
 def admit(request: InferRequest, terms: Terms) -> None:

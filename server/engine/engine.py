@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from time import monotonic
-from typing import Any
 
 from server.engine.admission import Fit, Terms, bytes_of, fit, with_values
 from server.engine.batch import fullness, gather, split
@@ -50,12 +49,12 @@ class Engine:
         self.figures = figures
         self.terms = terms
         self.padding = terms.padding if batched else NO_PADDING
-        self.drops: dict[str, int] = dict.fromkeys(DropReason, 0)
-        self.min_priority: int | None = None
         self._shared = tuple(spec.name for spec in self.inputs if spec.batch_axis is None) if batched else ()
+        self.min_priority: int | None = None
         self._output_names = frozenset(spec.name for spec in self.outputs)
-        self._known: dict[Layout, Fit] = {}
         self._quotas = Quotas(batcher.policy.tenants)
+        self._sized = terms.limits.bytes is not None or bool(self._quotas)
+        self._known: dict[Layout, Fit] = {}
         self._queue = RequestQueue(batcher.policy.length_buckets)
         self._reserve = 0.0
         self._most_reserved = RESERVED_SHARE * (batcher.policy.latency_objective or RESERVED_WITHOUT)
@@ -101,26 +100,23 @@ class Engine:
     def _admit(self, ticket: Ticket, now: float) -> None:
         """Raises Overloaded or DeadlineExceeded where a request that fits the model mustn't or needn't wait."""
         try:
-            if self._queue.rows + ticket.rows > self.terms.max_rows:
-                raise self._overloaded(f"exceeds maximum queue size of {self.terms.max_rows} rows", "queue.max_rows")
-            if self.terms.max_bytes is not None:
-                self._check_bytes(ticket, self.terms.max_bytes)
-            if self._quotas:
-                self._check_quota(ticket, now)
+            if self._queue.rows + ticket.rows > self.terms.limits.rows:
+                raise self._overloaded(f"exceeds maximum queue size of {self.terms.limits.rows} rows", "queue.max_rows")
+            if self._sized:
+                self._check_bytes(ticket, now)
             if self.min_priority is not None and ticket.priority > self.min_priority:
                 raise self._overloaded(f"takes only priorities up to {self.min_priority} now, got {ticket.priority}", "min_priority")
             if ticket.deadline is not None and self._scheduler.hopeless(ticket, now):
-                self.drops[DropReason.HOPELESS] += 1
+                self.figures.drops[DropReason.HOPELESS] += 1
                 raise self._too_late(DropReason.HOPELESS)
         except (Overloaded, DeadlineExceeded):
             self._queue.arrived += ticket.rows  # refused load is load
             raise
 
-    def _check_bytes(self, ticket: Ticket, most: int) -> None:
-        if self._queue.bytes and self._queue.bytes + ticket.size > most:  # a larger one may wait alone
+    def _check_bytes(self, ticket: Ticket, now: float) -> None:
+        most = self.terms.limits.bytes
+        if most is not None and self._queue.bytes and self._queue.bytes + ticket.size > most:  # a larger one may wait alone
             raise self._overloaded(f"exceeds maximum queue size of {most} bytes", "queue.max_bytes")
-
-    def _check_quota(self, ticket: Ticket, now: float) -> None:
         passed = self._quotas.charge(ticket.tenant, ticket.rows, ticket.size, now)
         if passed is not None:
             name, wait = passed
@@ -161,7 +157,7 @@ class Engine:
 
     def _drop(self, cut: Cut) -> None:
         for ticket, why in cut.dropped:
-            self.drops[why] += 1
+            self.figures.drops[why] += 1
             self._answer(ticket, error=self._too_late(why))
 
     def _start(self, cut: Cut, lane: Lane) -> None:
@@ -239,16 +235,3 @@ class Engine:
         """Give the lanes back. Blocks until their runs are over: call it off the loop."""
         for lane in self.lanes:
             lane.close()
-
-    def snapshot(self) -> dict[str, Any]:
-        """Plain data for people: what the batcher knows, what it does, what it dropped."""
-        costs, policy = self.batcher.costs, self.batcher.policy
-        capacity = costs.capacity(policy.latency_objective, policy.max_rows)
-        return {
-            "cost": costs.snapshot(),
-            "capacity": {"rows": capacity.rows, "rows_per_s": capacity.rate * len(self.lanes)},
-            "reasons": dict(self.figures.batches),
-            "drops": {str(why): count for why, count in self.drops.items()},
-            "queue": {"rows": self._queue.rows, "bytes": self._queue.bytes, "offered_rows": self._queue.arrived},
-            "reserve": self._reserve,
-        }

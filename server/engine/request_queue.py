@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from math import log2
 from typing import TypeAlias
 
@@ -21,6 +22,14 @@ ENDLESS = float("inf")
 
 LineKey: TypeAlias = tuple[Hashable, int, str, int]
 """Group, priority, tenant, bucket of lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """The most that may wait: rows, and bytes of inputs (None: no bound of its own)."""
+
+    rows: int = 1024
+    bytes: int | None = None
 
 
 class Ticket:

@@ -65,6 +65,8 @@ async def _trial(lane: Lane, padding: Padding, lengths: tuple[int, int], random:
         start = 0
         for part, rows, dims in zip(alone, ROWS, own, strict=True):
             axes = padding.outputs.get(spec.name, ())
+            if together[spec.name].ndim != part[spec.name].ndim:
+                return f"output {spec.name!r} has {part[spec.name].ndim} axes alone and {together[spec.name].ndim} padded"
             found = cut(together[spec.name], spec.batch_axis, (start, start + rows), {position: dims[dim] for position, dim in axes})
             if fault := _difference(part[spec.name], found):
                 return f"output {spec.name!r} of the same rows alone and padded {fault}"

@@ -32,6 +32,9 @@ SUCCESS = "success"
 USUAL_REASONS = ("invalid", "overloaded", "deadline", "backend", "cancelled")
 """Reasons whose series exist from the start, so that the first failure is seen as an increase."""
 
+DROPS = ("expired", "hopeless", "given_up")
+"""Why a request with a deadline gets no run: it's past, it can't be kept any more, or others are answered in its place."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -95,6 +98,12 @@ CAPACITY_ROWS = Metric(
 RUN_SECONDS = Metric(
     "tidegate_run_seconds", "gauge", "Seconds that a run of the size that capacity is reckoned with is expected to take.", MODEL_LABELS
 )
+DROPPED = Metric(
+    "tidegate_dropped_total",
+    "counter",
+    "Requests that were refused because of their deadline: it was past (expired), couldn't be kept (hopeless), or others could (given_up).",
+    (*MODEL_LABELS, "reason"),
+)
 TENANT_REQUESTS = Metric(
     "tidegate_tenant_requests_total",
     "counter",
@@ -124,7 +133,7 @@ PROCESS = (
 """What prometheus_client's own collector says about the process."""
 
 _ALL = (
-    *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
+    *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY, EMULATED),
     *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, RECORDING_DROPPED, RECORDING_BYTES, BUILD_INFO, *PROCESS),
 )

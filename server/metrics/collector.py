@@ -47,6 +47,7 @@ class RecorderCollector(Collector):
         yield _histograms(catalogue.BATCH_LENGTH, [(each.key, each.length) for each in padded])
         yield _histograms(catalogue.PADDING_RATIO, [(each.key, each.padding) for each in padded])
         yield _numbers(catalogue.REQUESTS, _requests(figures, unrouted))
+        yield _numbers(catalogue.DROPPED, (((*each.key, why), count) for each in figures for why, count in each.drops.items()))
         tenants = self._recorder.tenants()
         yield _numbers(
             catalogue.TENANT_REQUESTS, (((name, outcome), count) for name, by in tenants.items() for outcome, count in by.items())

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from server.messages import BatchFacts, ModelKey
 from server.metrics.catalogue import (
     CATALOGUE,
+    DROPS,
     LENGTHS,
     OUTCOMES,
     PADDING,
@@ -45,8 +46,8 @@ class Figures:
     """What one model, version and precision did so far. Called in the event loop only."""
 
     __slots__ = (
-        *("batches", "compute", "decode", "duration", "encode", "failures", "gather", "key", "lanes", "length", "note", "padding", "queue"),
-        *("rows", "scatter"),
+        *("batches", "compute", "decode", "drops", "duration", "encode", "failures", "gather", "key", "lanes", "length", "note", "padding"),
+        *("queue", "rows", "scatter"),
     )
 
     def __init__(self, key: ModelKey, ring: Ring | None = None) -> None:
@@ -60,6 +61,7 @@ class Figures:
         self.batches: dict[str, int] = {}
         self.lanes: dict[str, float] = {}
         self.failures: dict[str, int] = dict.fromkeys(USUAL_REASONS, 0)
+        self.drops: dict[str, int] = dict.fromkeys(DROPS, 0)
 
     def answered(self, total: float, queue: float, decode: float, encode: float) -> None:
         """One request was answered; seconds in all, and in the phases that are its own."""

@@ -9,7 +9,6 @@ from enum import StrEnum
 from server.engine.engine import Engine
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
-from server.router.costs import Costs
 
 
 class State(StrEnum):
@@ -24,7 +23,7 @@ class State(StrEnum):
 @dataclass(slots=True)
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
-    `config` is its model.yaml, `costs` what its runs take, and `unpadded` why it isn't padded although model.yaml asks for it."""
+    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it."""
 
     model: str
     version: str
@@ -35,7 +34,6 @@ class ServedVersion:
     platform: str = ""
     lanes: str = ""
     config: ModelConfig = field(default_factory=ModelConfig)
-    costs: Costs | None = None
     unpadded: str = ""
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 
+from server import errors
 from server.config import KEYS, Settings, settings_schema
+from server.edges.http_errors import status_of
+from server.errors import TidegateError
 from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
@@ -67,6 +71,18 @@ def classes_table() -> str:
     return _table(("Class", "Lets a principal"), ((f"`{name}`", what) for name, what in CLASSES.items()))
 
 
+def errors_table() -> str:
+    """Each kind of error that a request can meet, in the words of the tree's drawing."""
+    drawn = re.findall(r"^[│ ]*[├└]── (\w+) +(.+)$", errors.__doc__ or "", re.MULTILINE)
+    rows: list[tuple[int, str, str]] = []
+    for name, what in drawn:
+        error: TidegateError = getattr(errors, name).__new__(getattr(errors, name))
+        if name not in ("Cancelled", "ConfigError", "ModelDefect"):  # nobody is left to answer; no request meets the others
+            rows.append((status_of(error), what, f"`{error.reason}`"))
+    rows.sort(key=itemgetter(0))
+    return _table(("Status", "When", "`reason` in metrics"), rows)
+
+
 def metrics_table() -> str:
     """The catalogue."""
     rows = (
@@ -124,6 +140,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
         (DOCS / "schemas" / "batcher.json", lambda: json.dumps(batcher_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
         _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
+        _sectioned("protocol.md", {"errors": errors_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )
 )

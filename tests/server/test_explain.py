@@ -14,6 +14,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from server.app import App
+from server.engine.batcher import DropReason
+from server.metrics.catalogue import DROPS
 from tests.server.models import embedding_model, identity_model, masked_model, place
 from tests.server.running import Answer, binary_body, http, infer_binary, infer_json, running, wire
 
@@ -113,7 +115,8 @@ async def test_the_report_is_as_its_schema_says(tmp_path: Path) -> None:
     assert report["capacity"]["rows"] == 64
     assert report["capacity"]["offered_rows"] == report["batches"]["rows"] == 5
     assert sum(report["batches"]["reasons"].values()) == pytest.approx(1.0)
-    assert report["drops"] == {"invalid": 1}
+    assert report["failures"] == {"invalid": 1}
+    assert report["drops"] == dict.fromkeys(DropReason, 0) == dict.fromkeys(DROPS, 0)
     queue = report["queue"]
     assert (queue["rows"], queue["max_rows"], queue["max_bytes"], queue["timeout"]) == (0, 1024, 1 << 20, 5.0)
     assert (queue["priorities"], queue["tenants"]) == (1, {"a": 3.0})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 from server.app import App
 from server.repository.manifest import MANIFEST_NAME
 from server.tensors import Tensor
-from tests.server.models import identity_model, masked_model, place, scaled_model, slow_model
-from tests.server.running import Answer, http, infer_binary, infer_json, running, wire
+from tests.server.models import masked_model, place, scaled_model
+from tests.server.running import Answer, http, running, wire
 from tests.server.test_explain import metrics
 
 MASKED = "batching: {pad_axes: {tokens: [1], mask: [1]}}"
@@ -112,72 +111,6 @@ async def test_sentences_in_a_batch_equal_sentences_alone(tmp_path: Path) -> Non
         padded = await metrics(app, "tidegate_padding_ratio_count")
     assert sum(padded.values()) > len(given), "runs were shared"
     np.testing.assert_allclose(np.concatenate(batched), np.concatenate(alone), atol=1e-4)
-
-
-# Terms
-
-
-async def test_the_models_timeout_is_for_requests_that_bring_none(tmp_path: Path) -> None:
-    place(tmp_path, "m", identity_model, yaml="queue: {timeout: 1ns}")
-    row = np.ones((1, 16), np.float32)
-    async with running(tmp_path) as app:
-        answers = [await ask(app, infer_json("m", row, parameters=said)) for said in ({}, {"timeout": 0}, {"timeout": 60_000_000})]
-    assert [answer.status for answer in answers] == [503, 503, 200]
-    assert answers[0].headers["retry-after"]
-
-
-@pytest.mark.parametrize(("on_late", "status"), [("serve", 200), ("reject", 503)])
-async def test_the_objective_is_a_deadline_where_late_answers_are_rejected(tmp_path: Path, on_late: str, status: int) -> None:
-    place(tmp_path, "m", identity_model, yaml=f"batching: {{latency_objective: 1ns}}\nqueue: {{on_late: {on_late}}}")
-    async with running(tmp_path) as app:
-        assert (await ask(app, infer_json("m", np.ones((1, 16), np.float32)))).status == status
-
-
-async def test_bytes_that_wait_are_bounded(tmp_path: Path) -> None:
-    place(tmp_path, "m", slow_model, yaml="queue: {max_bytes: 2KiB}\nbatching: {max_rows: 1}\nlanes: {count: 1, kind: thread}")
-    row = np.ones((1, 256), np.float32)
-    async with running(tmp_path) as app:
-        answers = await together(app, [infer_binary("m", row)] * 12)
-        later = await ask(app, infer_binary("m", row))
-    refused = [answer for answer in answers if answer.status == 503]
-    assert refused
-    assert {answer.json()["error"] for answer in refused} == {
-        "model 'm': exceeds maximum queue size of 2048 bytes (limit: queue.max_bytes)"
-    }
-    assert answers[0].status == later.status == 200
-
-
-async def test_a_priority_out_of_range_is_refused(tmp_path: Path) -> None:
-    place(tmp_path, "m", identity_model, yaml="queue: {priorities: 2}")
-    async with running(tmp_path) as app:
-        answers = [await ask(app, infer_json("m", np.ones((1, 16), np.float32), parameters={"priority": level})) for level in range(4)]
-    assert [answer.status for answer in answers] == [200, 200, 200, 400]
-    assert answers[3].json()["error"] == (
-        "parameter 'priority' for model 'm' must be a whole number from 1 (first) to 2 (last), or 0 for the last; got 3"
-    )
-
-
-async def test_tenants_are_counted_as_far_as_they_may_be_believed(tmp_path: Path) -> None:
-    place(tmp_path / "models", "m", identity_model, yaml="queue: {tenants: {blue: 1, user: 1}}")
-    file = tmp_path / "tokens"
-    lines = [
-        f"{name}:{hashlib.sha256(name.encode()).hexdigest()}:{classes}" for name, classes in (("proxy", "infer,tenant"), ("user", "infer"))
-    ]
-    file.write_text("\n".join(lines))
-    file.chmod(0o600)
-    asked = [("proxy", "blue"), ("proxy", "red"), ("user", "blue")]
-    async with running(tmp_path / "models", admin={"token_file": file}) as app:
-        for name, tenant in asked:
-            headers = {"authorization": f"Bearer {name}", "X-Tidegate-Tenant": tenant}
-            assert (await ask(app, infer_json("m", np.ones((1, 16), np.float32), headers))).status == 200
-            assert (await ask(app, infer_json("m", np.ones((1, 15), np.float32), headers))).status == 400
-            assert (await ask(app, infer_json("m", np.ones((1, 16), np.float32), headers, parameters={"priority": 9}))).status == 400
-            assert (await ask(app, infer_json("unknown", np.ones((1, 16), np.float32), headers))).status == 404
-        counted = await metrics(app, "tidegate_tenant_requests_total")
-    expected = {tenant: {"success": 1.0, "refused": 2.0} for tenant in ("blue", "other", "user")}
-    assert counted == {
-        f'{{outcome="{outcome}",tenant="{tenant}"}}': count for tenant, by in expected.items() for outcome, count in by.items()
-    }
 
 
 async def test_requests_that_differ_in_what_is_not_per_row_do_not_mix(tmp_path: Path) -> None:

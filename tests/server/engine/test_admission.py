@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from server.engine.admission import Terms, admit, bytes_of, fit, terms_of, with_values
+from server.engine.request_queue import QueueLimits
 from server.errors import InvalidRequest
 from server.messages import InferRequest, Layout, Scalar
 from server.padding import NO_PADDING, PadAxis, Padding
@@ -54,7 +55,7 @@ def test_the_objective_is_a_deadline_only_where_late_answers_are_rejected(
 def test_terms_are_as_model_yaml_has_them() -> None:
     queue = Queue(max_rows=8, max_bytes=64, priorities=3, tenants={"a": Tenant(weight=2)})
     padding = Padding({"x": (PadAxis(1, "n"),)})
-    assert terms_of(ModelConfig(queue=queue), padding) == Terms(8, 64, None, 3, frozenset({"a"}), padding)
+    assert terms_of(ModelConfig(queue=queue), padding) == Terms(QueueLimits(8, 64), None, 3, frozenset({"a"}), padding)
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "1s"])

@@ -17,6 +17,7 @@ from server.backends.ort import OnnxRuntimeBackend
 from server.engine.admission import Terms
 from server.engine.batcher import Batcher, BatchPolicy
 from server.engine.engine import Engine
+from server.engine.request_queue import QueueLimits
 from server.errors import BackendFailure, Draining, InvalidRequest, Overloaded
 from server.lanes.thread import ThreadLane
 from server.messages import InferRequest, InferResponse, Layout, ModelKey, RequestedOutput
@@ -80,7 +81,7 @@ async def linear(tmp_path: Path) -> AsyncIterator[Engine]:
 async def gated() -> AsyncIterator[tuple[Engine, Gated]]:
     backend = Gated()
     lane = ThreadLane("gated#0", backend, asyncio.get_running_loop())
-    engine = Engine(KEY, [lane], Batcher(BatchPolicy(max_rows=8)), Recorder().figures(KEY), terms=Terms(max_rows=12), batched=True)
+    engine = Engine(KEY, [lane], Batcher(BatchPolicy(max_rows=8)), Recorder().figures(KEY), terms=Terms(QueueLimits(rows=12)), batched=True)
     yield engine, backend
     backend.go.set()
     await engine.drain()

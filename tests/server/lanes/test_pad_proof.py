@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from server.backends.base import VariantSpec
 from server.backends.ort import OnnxRuntimeBackend
-from server.lanes.base import Lane
+from server.lanes.base import Lane, OnResult, RunResult
 from server.lanes.inline import InlineLane
 from server.lanes.pad_proof import pad_fault
 from server.lanes.thread import ThreadLane
-from server.padding import Padding
-from server.tensors import TensorSpec
+from server.padding import PadAxis, Padding
+from server.tensors import Tensor, TensorSpec
 from tests.server.models import Build, embedding_model, identity_model, masked_model, place
 from tests.server.repository.test_loader import described
 
@@ -86,3 +88,29 @@ async def test_a_model_that_takes_nothing(tmp_path: Path) -> None:
     assert lane.inputs == specs
     assert (await pad_fault(lane, padding)).startswith("no two lengths were found that the model takes: ")
     lane.close()
+
+
+class Fickle:
+    """A lane at the seam whose answer for several rows has no axes."""
+
+    kind = name = "fickle"
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "FP32", (-1, -1)),)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "FP32", (-1, -1)),)
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return np.empty(shape, np.float32)
+
+    def submit(self, inputs: Mapping[str, Tensor], rows: int, on_result: OnResult) -> None:
+        on_result(RunResult({"y": inputs["x"] if rows < 3 else np.zeros((), np.float32)}, 0.0, 0.0))
+
+    def successor(self) -> None:
+        return None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+async def test_an_answer_that_loses_its_axes() -> None:
+    axes = (PadAxis(1, "n"),)
+    padding = Padding({"x": axes}, {"y": axes}, {"x": np.float32(0)})
+    assert await pad_fault(Fickle(), padding) == "output 'y' has 2 axes alone and 0 padded"

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+from server.backends.registry import EMULATED
 from server.config import Settings
 from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
@@ -85,6 +87,7 @@ class ControlPlane:
         unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
         served = self._serve(loadable, opened, unpadded)
         self._table.put(served)
+        self._recorder.ring.routing((monotonic(), entry.name, version, "ready"))
         if not capacity_of(served).feasible:
             self._journal.lifecycle("objective_not_feasible", level="warning", model=entry.name, version=version, reason=served.reason)
         self._journal.lifecycle(
@@ -126,11 +129,12 @@ class ControlPlane:
             config=config,
             unpadded=unpadded,
         )
-        served.reason = "; ".join(_notes(served, "" if warmup.batched else proved or warmup.why))
+        served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why))))
         self._gauges(served, engine)
         if opened.lanes[0].kind != "inline":
-            width = opened.threads if spec.device == "cpu" else 1 / len(opened.lanes)
-            engine.share_device(self._arbiter.device(spec.device), width)
+            device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought
+            width = opened.threads if device == "cpu" else 1 / len(opened.lanes)
+            engine.share_device(self._arbiter.device(device), width)
         if opened.lanes[0].kind == "process":
             self._watch(served, engine.supervisor)
         return served
@@ -139,6 +143,8 @@ class ControlPlane:
         gauge, labels = self._recorder.gauge, {"model": served.model, "version": served.version}
         gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         gauge("tidegate_queue_bytes", labels, lambda: engine.queue_bytes)
+        if served.platform == EMULATED:
+            gauge("tidegate_emulated", labels, lambda: 1.0)
         labels = {**labels, "precision": engine.key.precision}
         gauge("tidegate_model_ready", labels, lambda: 0.0 if engine.supervisor.down else 1.0)
         gauge("tidegate_offered_rows_total", labels, lambda: engine.offered_rows)
@@ -166,6 +172,7 @@ class ControlPlane:
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         # Anyone may read the index, and only the operator needs to know where the repository lies.
         self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._root.sub("", reason)))
+        self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
 
     def index(self, only_ready: bool = False) -> list[IndexRow]:

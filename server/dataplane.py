@@ -14,6 +14,7 @@ from server.explain import explained
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
+from server.recording import Recording
 from server.router.router import Router
 
 
@@ -28,15 +29,19 @@ SETTLED = Settled()
 
 
 class DataPlane:
-    def __init__(self, router: Router, recorder: Recorder, journal: Journal) -> None:
+    def __init__(self, router: Router, recorder: Recorder, journal: Journal, recording: Recording | None = None) -> None:
         self._router = router
         self._recorder = recorder
         self._journal = journal
+        self._recording = recording
+        self._note = recorder.ring.arrival
 
     def infer(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
         """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns."""
+        version = request.version
         try:
             route = self._router.route(request.model, request.version)
+            version = route.version
             admit(request, route.engine.terms)
             if request.explain:
                 on_response = explained(request, route.reason, on_response)
@@ -44,6 +49,18 @@ class DataPlane:
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
             return SETTLED
+        finally:
+            if request.rows:  # it fits the model: part of the load, also where it was refused
+                self._arrived(request, version)
+
+    def _arrived(self, request: InferRequest, version: str) -> None:
+        """Note an arrival in the ring and, where that's on, in the recording: its size and its terms, not what is in it."""
+        deadline = request.deadline
+        limit = deadline - request.received if deadline is not None else None
+        event = (request.received, request.model, version, request.rows, request.length, request.priority, request.tenant, limit)
+        self._note(event)
+        if self._recording is not None:
+            self._recording.arrived(event, request)
 
     def done(self, request: InferRequest, response: InferResponse, encode_seconds: float) -> None:
         """An answer is ready to leave: count it, and log it if it failed or was slow."""

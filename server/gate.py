@@ -63,6 +63,7 @@ class Operation(Enum):
     EXPLAIN = (DEBUG, "how a request was batched, routed and run")
     BATCHER = (DEBUG, "what the batcher learned about a model")
     RECORDING = (DEBUG, "recorded arrivals and tensors")
+    INCIDENT = (DEBUG, "the last arrivals, batches, lane and routing events")
     NAME_TENANT = (TENANT, "be believed about the tenant of a request")
 
 

@@ -117,12 +117,15 @@ TENANT_REQUESTS = Metric(
     ("tenant", "outcome"),
 )
 MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
+EMULATED = Metric("tidegate_emulated", "gauge", "1 where times are a published table's: nothing was measured.", ("model", "version"))
 INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
 CONNECTIONS = Metric("tidegate_connections", "gauge", "Open HTTP connections.")
 LOOP_BUSY = Metric(
     "tidegate_loop_busy_ratio", "gauge", "Share of the last second that the event loop's thread was computing; 1 also where it's stuck."
 )
 LOG_LINES_DROPPED = Metric("tidegate_log_lines_dropped_total", "counter", "Log lines lost because stderr took no more.")
+RECORDING_DROPPED = Metric("tidegate_recording_dropped_total", "counter", "Records of requests that were not written.")
+RECORDING_BYTES = Metric("tidegate_recording_bytes", "gauge", "Bytes in recording.dir; recording.max_bytes bounds them.")
 BUILD_INFO = Metric("tidegate_build_info", "gauge", "1; the labels say which server this is.", ("version", "python"))
 
 PROCESS = (
@@ -138,6 +141,6 @@ PROCESS = (
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
-    *(INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, BUILD_INFO, *PROCESS),
+    *(EMULATED, INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, RECORDING_DROPPED, RECORDING_BYTES, BUILD_INFO, *PROCESS),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

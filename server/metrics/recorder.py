@@ -24,6 +24,7 @@ from server.metrics.catalogue import (
     SUCCESS,
     USUAL_REASONS,
 )
+from server.ring import Ring
 
 MAX_KEYS = 27
 """Models, versions and precisions with series of their own: 5,000 series in all. What comes beyond is counted under OTHER."""
@@ -45,12 +46,13 @@ class Figures:
     """What one model, version and precision did so far. Called in the event loop only."""
 
     __slots__ = (
-        *("batches", "compute", "decode", "drops", "duration", "encode", "failures", "gather", "key", "lanes", "length", "padding"),
+        *("batches", "compute", "decode", "drops", "duration", "encode", "failures", "gather", "key", "lanes", "length", "note", "padding"),
         *("queue", "rows", "scatter"),
     )
 
-    def __init__(self, key: ModelKey) -> None:
+    def __init__(self, key: ModelKey, ring: Ring | None = None) -> None:
         self.key = key
+        self.note = (ring or Ring()).batch
         self.duration = _histogram(REQUEST_SECONDS)
         self.decode, self.queue, self.gather, self.compute, self.scatter, self.encode = (_histogram(PHASE_SECONDS) for _ in PHASES)
         self.rows = _histogram(ROWS)
@@ -83,6 +85,7 @@ class Figures:
     def batch(self, facts: BatchFacts, gather_seconds: float, scatter_seconds: float) -> None:
         """One batch ran: its phases count once for each of its requests, so that a request's phases add up."""
         requests, compute = facts.requests, facts.finished - facts.started
+        self.note((facts.cut, *self.key, facts.rows, requests, facts.length, facts.reason, facts.lane, compute))
         for counts, seconds in ((self.gather, gather_seconds), (self.compute, compute), (self.scatter, scatter_seconds)):
             counts[bisect_left(PHASE_SECONDS, seconds)] += requests
             counts[-1] += seconds * requests
@@ -108,9 +111,10 @@ class Figures:
 
 
 class Recorder:
-    """All figures of a server, and the gauges that other parts let it read."""
+    """All figures of a server, the gauges that other parts let it read, and the ring of what happened last."""
 
     def __init__(self) -> None:
+        self.ring = Ring()
         self._figures: dict[ModelKey, Figures] = {}
         self._other: Figures | None = None
         self._unrouted: dict[str, int] = dict.fromkeys(("invalid", "not_found", "model_unavailable"), 0)
@@ -123,9 +127,9 @@ class Recorder:
         if found is not None:
             return found
         if len(self._figures) >= MAX_KEYS:
-            self._other = self._other or Figures(OTHER)
+            self._other = self._other or Figures(OTHER, self.ring)
             return self._other
-        made = self._figures[key] = Figures(key)
+        made = self._figures[key] = Figures(key, self.ring)
         return made
 
     def close(self, key: ModelKey) -> None:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.backends.base import VariantSpec
-from server.backends.registry import DEFAULT
+from server.backends.latency_table import BUILT_IN
+from server.backends.registry import DEFAULT, EMULATED
 from server.config import Settings
+from server.documents import read_yaml
 from server.errors import ModelDefect
 from server.padding import NO_PADDING, Padding
+from server.repository.emulation import curve_of, note, table_of
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
 from server.repository.model_config import CONFIG_NAME, ModelConfig, TensorConfig, read_model_config
 from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
@@ -30,13 +33,14 @@ MAX_LABELS_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Loadable:
     """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows. `padding` is
-    what model.yaml asks for; whether the model bears it is for lanes.pad_proof to say."""
+    what model.yaml asks for; whether the model bears it is for lanes.pad_proof to say. `note` is for everyone who sees it served."""
 
     config: ModelConfig
     spec: VariantSpec
     manifest: Manifest | None
     trust_batch_axis: bool
     padding: Padding = NO_PADDING
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     if not folder.is_dir():
         raise ModelDefect(f"{folder}: no such folder, so there is no version {version} of model {entry.name!r}")
     config = read_model_config(entry.path)
+    if config.emulate is not None or config.backend == EMULATED:
+        return _emulated(entry, version, config)
     device = config.lanes.device or settings.lanes.device
     manifest = read_manifest(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).exists() else None
     found = (
@@ -88,6 +94,45 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     )
     padding = padding_of(entry.path, config, *found.declared)
     return Loadable(config, spec, manifest, trust_batch_axis=manifest is not None or bool(_axes_said(config)), padding=padding)
+
+
+def _emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
+    """A version without a file: model.yaml declares its tensors, a published table says how long it takes."""
+    document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+    emulate, lanes = config.emulate, config.lanes
+    if emulate is None or config.backend != EMULATED:
+        missing = "backend" if emulate else "emulate"
+        raise document.error(("backend",), f"`backend: {EMULATED}` and `emulate: {{model: …}}` belong together; {missing} is missing")
+    if lanes.kind not in ("auto", "thread"):
+        raise document.error(("lanes", "kind"), f"an emulated device sleeps in a thread: expected auto or thread, got {lanes.kind!r}")
+    if config.precision.active not in (None, emulate.precision):
+        raise document.error(("precision", "active"), f"is {config.precision.active!r}, but emulate.precision is {emulate.precision!r}")
+    table = table_of(document, emulate)
+    curve = curve_of(document, emulate, table if emulate.table in BUILT_IN else _file(entry, table))
+    spec = VariantSpec(
+        model=entry.name,
+        version=version,
+        precision=emulate.precision,
+        backend=EMULATED,
+        path=table,
+        threads=1,
+        inputs=_specs_said(entry, "inputs", config.inputs),
+        outputs=_specs_said(entry, "outputs", config.outputs),
+        options=emulate.options(table),
+    )
+    padding = padding_of(entry.path, config, _declared(spec.inputs, ()), _declared(spec.outputs, ()))
+    threads = lanes.model_copy(update={"kind": "thread", "count": lanes.count or 1, "threads": 1})
+    config = config.model_copy(update={"lanes": threads})
+    return Loadable(config, spec, None, trust_batch_axis=True, padding=padding, note=note(curve))
+
+
+def _specs_said(entry: Entry, section: str, tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:
+    """Specs of tensors that no file has: a first axis that varies counts rows unless model.yaml says that it doesn't."""
+    specs = [
+        _spec(entry, section, Value(name, said.dtype, said.shape), 0 if (said.shape or ())[:1] == (-1,) else None)
+        for name, said in tensors.items()
+    ]
+    return _completed(entry, section, specs, tensors)
 
 
 def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) -> Variant:

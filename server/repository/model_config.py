@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from server.config import VERSION, Bytes, Seconds, Timeout
 from server.documents import Document, read_yaml
 from server.errors import ModelDefect
+from server.repository.emulation import Emulate
 from server.repository.model_values import BatchAxis, Buckets, Count, Datatype, PadAxes, PadValue, Policy, Rising, Rows, Shape
 from server.validation import KeyPath, nearest
 
@@ -28,7 +29,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "emulate", "signature"),
+        (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
     }
 )
@@ -182,6 +183,7 @@ class ModelConfig(_Section):
     versions: Versions = Versions()
     lanes: Lanes = Lanes()
     warmup: Warmup = Warmup()
+    emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")
 

@@ -29,16 +29,19 @@ def _keys(model: type[BaseModel], above: str) -> Iterator[tuple[str, FieldInfo]]
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _keys(kind, f"{above}{name}.")
         elif inner := [part for part in typing.get_args(kind) if isinstance(part, type) and issubclass(part, BaseModel)]:
+            named = "" if type(None) in typing.get_args(kind) else "NAME."
             if above:
                 yield f"{above}{name}", field
-            yield from _keys(inner[0], f"{above}{name}.NAME.")
+            yield from _keys(inner[0], f"{above}{name}.{named}")
         else:
             yield f"{above}{name}", field
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default in (None, "", (), {}):
+    if field.is_required() or field.default in (None, "", (), {}):
         return ""
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
     return "`auto`" if field.default == 0 else f"`{field.default}`"
 
 

@@ -46,6 +46,7 @@ def main(channel_fd: int, pulse_fd: int, job_fd: int) -> None:
         os.set_inheritable(fd, False)
     job = read_job(job_fd)
     _die_with(job.parent)
+    Path("/proc/self/comm").write_text(f"lane {job.spec.model}")  # what ps and top show; the kernel cuts it
     _limit(job)
     Thread(target=_answer_pings, args=(pulse_fd,), name="pulse", daemon=True).start()
     with socket.socket(fileno=channel_fd) as channel:

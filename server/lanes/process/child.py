@@ -81,7 +81,7 @@ def _open(channel: socket.socket, job: Job) -> Backend | None:
     backend: Backend | None = None
     begun = monotonic()
     try:
-        backend, ready = _at_low_priority(job.spec.threads, partial(_open_backend, job))
+        backend, ready = _open_backend(job) if job.urgent else _at_low_priority(job.spec.threads, partial(_open_backend, job))
     except ModelDefect as defect:
         ready = Ready(defect=str(defect) or "no reason was given")
     ready = replace(ready, load_seconds=monotonic() - begun)

@@ -150,7 +150,9 @@ class Device:
     def _may_come(self, other: Share, seconds: float, now: float) -> bool:
         """Whether that neighbour, which uses less than its fair share, may want to run at any time and would suffer from a run of so
         many seconds."""
-        if other.running or other.backlogged or now - other.ran > ACTIVE or seconds <= PATIENCE * other.seconds:
+        if other.running or other.backlogged or now - other.ran > ACTIVE:
+            return False
+        if 0.0 < seconds <= PATIENCE * other.seconds:  # 0: it hasn't run yet, so nobody knows
             return False
         return other.use(now) < self.slots / len(self.shares)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from server.config import KEYS, Settings, settings_schema
+from server.engine.recovery import diagram
 from server.gate import ANONYMOUS, CLASSES, Operation
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
 
@@ -83,6 +84,11 @@ def outcomes_table() -> str:
     return _table(("`outcome`", "`reason`"), rows)
 
 
+def recovery_diagram() -> str:
+    """What is done with a batch whose lane was lost."""
+    return f"```mermaid\n{diagram()}\n```"
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = tuple(head)
     lines = [head, ["---"] * len(head), *rows]
@@ -113,6 +119,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
     (
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
+        _sectioned("lanes.md", {"recovery": recovery_diagram}),
         _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )

@@ -26,13 +26,12 @@ from server.backends.base import Backend
 from server.backends.registry import backend_named
 from server.errors import ModelDefect, TidegateError
 from server.lanes.base import RunResult
-from server.lanes.process.messages import MAX_TEXT, Done, Job, Ready, Run, as_run, read_job, receive, send, write_document
+from server.lanes.process.messages import LOADING_NICE, MAX_TEXT, Done, Job, Ready, Run, as_run, read_job, receive, send, write_document
 from server.lanes.process.segments import OutputBlocks, map_segment, tensor_in
 from server.lanes.run import timed_run
 from server.lanes.sweep import Shape, file_size, sweep
 from server.lanes.warmup import warm_up
 
-LOADING_NICE = 10
 _PR_SET_PDEATHSIG = 1
 _CAP_SYS_NICE = 23
 

@@ -24,6 +24,7 @@ from server.lanes.sweep import Shape
 from server.lanes.warmup import WarmUp
 from server.tensors import TensorSpec
 
+LOADING_NICE = 10  # how far a child gives way while it loads
 MAX_MESSAGE = 1 << 16
 MAX_FDS = 250  # the kernel takes 253
 MAX_TEXT = 4096

@@ -194,5 +194,5 @@ def diagram() -> str:
     """The table as a Mermaid state diagram, for the docs."""
     lines = ["stateDiagram-v2", "    [*] --> serving"]
     for (stage, alone), (step, following) in TABLE.items():
-        lines.append(f"    {stage} --> {following or '[*]'}: lost, {'one request' if alone else 'several requests'}; {step.value}")
+        lines.append(f"    {stage} --> {following or '[*]'}: lost with {'one request' if alone else 'several requests'}, so {step.value}")
     return "\n".join([*lines, *(f"    {stage} --> [*]: answered" for stage in Stage)])

@@ -71,6 +71,7 @@ class Supervisor:
         self._quarantine: Lane | None = None
         self._isolating = False
         self._since: dict[Lane, float] = {}
+        self._lost_at: dict[Lane, float] = {}
         self._closed = False
         self.down = ""
         self.guarded = False
@@ -165,6 +166,7 @@ class Supervisor:
         if lane is self._quarantine:
             self._quarantine = None
         else:
+            self._lost_at[lane] = monotonic()
             self._renew(lane, self._backoff.lost(lived) if unexplained else 0.0)
         self._examine()
 
@@ -208,7 +210,7 @@ class Supervisor:
             return
         self._host.lanes[self._host.lanes.index(lane)] = fresh
         self._serve(fresh)
-        self.on_event("lane_restarted", {"lane": fresh.name})
+        self.on_event("lane_restarted", {"lane": fresh.name, "after_s": round(monotonic() - self._lost_at.pop(lane), 3)})
         if self.down:
             self.down = ""
             self.on_event("lanes_up", {})

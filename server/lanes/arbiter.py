@@ -22,7 +22,7 @@ TINY = 1e-9
 class Share:
     """One model's place on a device. `on_turn` is called when one that was refused may run: it starts a run and says True, or has none."""
 
-    __slots__ = ("_device", "deficit", "on_turn", "ran", "running", "seconds", "waiting", "width")
+    __slots__ = ("_device", "backlogged", "deficit", "on_turn", "ran", "running", "seconds", "used", "waiting", "width")
 
     def __init__(self, device: Device, width: float, on_turn: Callable[[], bool]) -> None:
         self._device = device
@@ -30,8 +30,10 @@ class Share:
         self.on_turn = on_turn
         self.running = 0
         self.waiting = False
+        self.backlogged = False
         self.seconds = 0.0
         self.deficit = 0.0
+        self.used = 0.0
         self.ran = -math.inf
 
     def take(self, now: float) -> bool:
@@ -44,7 +46,9 @@ class Share:
     def give(self, seconds: float, now: float, *, more: bool) -> None:
         """A run is over, after so many seconds; 0 for one that came to nothing. `more`: the next could start at once."""
         self.running -= 1
+        self.backlogged = more
         if seconds:
+            self.used = self.use(now) * ACTIVE + seconds * self.width
             self.ran = now
             if not self._device.alone:
                 self.deficit = max(-MOST_DEBT, self.deficit - (seconds - self.seconds) * self.width)
@@ -53,6 +57,10 @@ class Share:
             if more:
                 self._device.wait(self)
             self._device.dispatch(now)
+
+    def use(self, now: float) -> float:
+        """Slots that it used of late, on average."""
+        return self.used * math.exp((self.ran - now) / ACTIVE) / ACTIVE
 
     def leave(self, now: float) -> None:
         """The model is gone, its runs with it."""
@@ -131,21 +139,25 @@ class Device:
         return self._used() + share.width <= self.slots + TINY
 
     def _kept_back(self, share: Share, now: float) -> bool:
-        """Whether the slots that it would take are for a neighbour whose runs are too short to wait for one of its own. Who waits already
-        needs no such favour: it has its place in the ring."""
+        """Whether the slots that it would take are for a quiet neighbour, whose runs are too short to wait for one of its own. Slots
+        for one other run of its own must be left, or it would starve."""
         if self.exclusive:
             return False
-        kept = max((other.width for other in self.shares if other is not share and _may_come(other, share.seconds, now)), default=0.0)
+        kept = max((other.width for other in self.shares if other is not share and self._may_come(other, share.seconds, now)), default=0.0)
         most = self.slots - kept
         return kept > 0.0 and share.width <= most + TINY and self._used() + share.width > most + TINY
 
+    def _may_come(self, other: Share, seconds: float, now: float) -> bool:
+        """Whether that neighbour, which uses less than its fair share, may want to run at any time and would suffer from a run of so
+        many seconds."""
+        if other.running or other.backlogged or now - other.ran > ACTIVE:
+            return False
+        if 0.0 < seconds <= PATIENCE * other.seconds:  # 0: it hasn't run yet, so nobody knows
+            return False
+        return other.use(now) < self.slots / len(self.shares)
+
     def _used(self) -> float:
         return sum(share.running * share.width for share in self.shares)
-
-
-def _may_come(quiet: Share, seconds: float, now: float) -> bool:
-    """Whether that neighbour may want to run in no time, and would suffer from a run of so many seconds."""
-    return not (quiet.running or quiet.waiting) and now - quiet.ran < ACTIVE and seconds > PATIENCE * quiet.seconds
 
 
 class Arbiter:

@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -156,27 +157,27 @@ def _told(kind: str, shape: Shape, why: str, measured: str) -> str:
 
 
 def loop_busy(loop: asyncio.AbstractEventLoop) -> float:
-    """The share of LOOK seconds that the loop's thread was computing; 0 for a loop that doesn't run. CPU time over the time in which it
-    could have had a core, so that a machine that is busy with other things neither looks like a busy loop nor hides one."""
+    """The share of LOOK seconds that the loop's thread wanted to compute; 0 for a loop that doesn't run. Time that it waited for a core
+    counts, time that a crossing to it took doesn't: a machine that is busy with other things doesn't look like a busy loop."""
     if not loop.is_running():
         return 0.0
     looks: SimpleQueue[tuple[float, float]] = SimpleQueue()
     for delay in (0.0, LOOK):
         time.sleep(delay)
-        loop.call_soon_threadsafe(lambda: looks.put((time.monotonic() - _waited_for_a_core(), time.thread_time())))
+        loop.call_soon_threadsafe(lambda: looks.put((time.monotonic(), _wanted())))
     try:
-        (begun, begun_cpu), (ended, ended_cpu) = looks.get(timeout=PATIENCE), looks.get(timeout=PATIENCE)
+        (begun, before), (ended, after) = looks.get(timeout=PATIENCE), looks.get(timeout=PATIENCE)
     except Empty:  # it doesn't come round at all
         return 1.0
-    return min(1.0, (ended_cpu - begun_cpu) / max(ended - begun, 1e-9))
+    return min(1.0, (after - before) / (ended - begun))
 
 
-def _waited_for_a_core() -> float:
-    """Seconds for which this thread was ready to run and no core was free; 0 where the kernel doesn't say."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+def _wanted() -> float:
+    """Seconds that this thread computed or waited for a core; only those that it computed where the kernel doesn't tell."""
+    with suppress(OSError, ValueError):
+        computed, waited, _ = Path("/proc/thread-self/schedstat").read_text().split()
+        return (int(computed) + int(waited)) * 1e-9
+    return time.thread_time()
 
 
 def usable_cores() -> int:

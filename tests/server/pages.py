@@ -11,6 +11,7 @@ from pathlib import Path
 from server import errors
 from server.config import KEYS, Settings, settings_schema
 from server.edges.http_errors import status_of
+from server.engine.recovery import diagram
 from server.errors import TidegateError
 from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
@@ -107,6 +108,11 @@ def outcomes_table() -> str:
     return _table(("`outcome`", "`reason`"), rows)
 
 
+def recovery_diagram() -> str:
+    """What is done with a batch whose lane was lost."""
+    return f"```mermaid\n{diagram()}\n```"
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = tuple(head)
     lines = [head, ["---"] * len(head), *rows]
@@ -139,6 +145,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
         (DOCS / "schemas" / "batcher.json", lambda: json.dumps(batcher_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
+        _sectioned("lanes.md", {"recovery": recovery_diagram}),
         _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
         _sectioned("protocol.md", {"errors": errors_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),

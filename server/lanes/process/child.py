@@ -26,13 +26,12 @@ from server.backends.base import Backend
 from server.backends.registry import backend_named
 from server.errors import ModelDefect, TidegateError
 from server.lanes.base import RunResult
-from server.lanes.process.messages import MAX_TEXT, Done, Job, Ready, Run, as_run, read_job, receive, send, write_document
+from server.lanes.process.messages import LOADING_NICE, MAX_TEXT, Done, Job, Ready, Run, as_run, read_job, receive, send, write_document
 from server.lanes.process.segments import OutputBlocks, map_segment, tensor_in
 from server.lanes.run import timed_run
 from server.lanes.sweep import Shape, file_size, sweep
 from server.lanes.warmup import warm_up
 
-LOADING_NICE = 10
 _PR_SET_PDEATHSIG = 1
 _CAP_SYS_NICE = 23
 
@@ -46,6 +45,7 @@ def main(channel_fd: int, pulse_fd: int, job_fd: int) -> None:
         os.set_inheritable(fd, False)
     job = read_job(job_fd)
     _die_with(job.parent)
+    Path("/proc/self/comm").write_text(f"lane {job.spec.model}")  # what ps and top show; the kernel cuts it
     _limit(job)
     Thread(target=_answer_pings, args=(pulse_fd,), name="pulse", daemon=True).start()
     with socket.socket(fileno=channel_fd) as channel:
@@ -80,7 +80,7 @@ def _open(channel: socket.socket, job: Job) -> Backend | None:
     backend: Backend | None = None
     begun = monotonic()
     try:
-        backend, ready = _at_low_priority(job.spec.threads, partial(_open_backend, job))
+        backend, ready = _open_backend(job) if job.urgent else _at_low_priority(job.spec.threads, partial(_open_backend, job))
     except ModelDefect as defect:
         ready = Ready(defect=str(defect) or "no reason was given")
     ready = replace(ready, load_seconds=monotonic() - begun)

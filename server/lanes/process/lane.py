@@ -129,14 +129,13 @@ class ProcessLane:
         if self._over.is_set() and self._on_result is None:
             self._loop.call_soon(self._report)
 
-    def sibling(self, name: str, wanted: Callable[[], bool] = lambda: True) -> ProcessLane:
+    def sibling(self, name: str) -> ProcessLane:
         """Another lane of the same model over a child of its own. Blocks. Raises ModelDefect."""
-        made = ProcessLane.open(name, self._job, self._loop, self._patience, wanted)
-        made._slowest = self._slowest
-        return made
+        return ProcessLane.open(name, self._job, self._loop, self._patience)
 
     def renew(self, wanted: Callable[[], bool]) -> ProcessLane:
-        fresh = self.sibling(self.name, wanted)
+        fresh = ProcessLane.open(self.name, replace(self._job, urgent=True), self._loop, self._patience, wanted)
+        fresh._slowest = max(fresh._slowest, self._slowest)
         fresh.pin(self._cores)
         return fresh
 

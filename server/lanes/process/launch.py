@@ -18,12 +18,22 @@ from pathlib import Path
 
 import server
 from server.errors import ModelDefect
-from server.lanes.process.messages import Job, Ready, read_ready, receive, write_document
+from server.lanes.process.messages import LOADING_NICE, Job, Ready, read_ready, receive, write_document
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 STOP_POLL = 0.1  # seconds between looks at whether the lane is still wanted
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[4]); from server.lanes.process.child import main; main(*map(int, sys.argv[1:4]))"
-)
+# Imports take as much CPU as opening a small model. They give way too, in a thread: only the privileged can raise themselves again.
+_BOOT = """
+import importlib, json, os, sys, threading
+def load():
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), int(sys.argv[4]))
+    importlib.import_module("server.lanes.process.child")
+sys.path[:] = json.loads(sys.argv[5])
+thread = threading.Thread(target=load)
+thread.start()
+thread.join()
+sys.modules["server.lanes.process.child"].main(*map(int, sys.argv[1:4]))
+"""
 _ROOT = str(Path(server.__path__[0]).parent)
 
 
@@ -78,8 +88,12 @@ def _start(job: Job) -> tuple[subprocess.Popen[bytes], socket.socket, socket.soc
             ours.enter_context(our)
             theirs.enter_context(their)
         fds = (*(their.fileno() for _, their in pairs), job_fd)
-        command = [sys.executable, "-c", _BOOT, *map(str, fds), json.dumps([_ROOT, *sys.path])]
-        process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        normal = os.getpriority(os.PRIO_PROCESS, 0)
+        nice = normal if job.urgent else max(normal, LOADING_NICE)
+        command = [sys.executable, "-c", _BOOT, *map(str, fds), str(nice), json.dumps([_ROOT, *sys.path])]
+        threads = dict.fromkeys(THREAD_VARIABLES, str(max(1, job.spec.threads)))
+        environment = {**os.environ, **threads}
+        process = subprocess.Popen(command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         ours.pop_all()
         return process, pairs[0][0], pairs[1][0]
 

@@ -24,6 +24,7 @@ from server.lanes.sweep import Shape
 from server.lanes.warmup import WarmUp
 from server.tensors import TensorSpec
 
+LOADING_NICE = 10  # how far a child gives way while it loads
 MAX_MESSAGE = 1 << 16
 MAX_FDS = 250  # the kernel takes 253
 MAX_TEXT = 4096
@@ -59,13 +60,14 @@ class Done(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Job:
     """What the child is for. Of `shapes` (count and threads), where there are several, it finds the best; `memory_limit` is bytes, 0 for
-    none; `parent` is the process that must outlive it."""
+    none; `urgent`: requests wait for it, so it doesn't give way while it loads; `parent` is the process that must outlive it."""
 
     spec: VariantSpec
     rows: tuple[int, ...]
     trust_batch_axis: bool = False
     shapes: tuple[Shape, ...] = ()
     memory_limit: int = 0
+    urgent: bool = False
     parent: int = 0
 
 

@@ -7,6 +7,7 @@ for it. Whose turn it is: the highest priority (waiting raises it), among its te
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,14 +15,14 @@ from math import ceil
 from types import MappingProxyType
 
 from server.engine.cost_model import CostModel
-from server.engine.decide.arrivals import ArrivalRate
 from server.engine.decide.curves import Curves
 from server.engine.decide.lengths import grow, like
-from server.engine.decide.plan import Outlook, fitting, plan
+from server.engine.decide.plan import Outlook, fitting, plan, rate_of
 from server.engine.decide.turns import Tenant, Turns, rank
 from server.engine.request_queue import PATIENCE, Line, RequestQueue, Ticket
 
-SPAN = 16.0  # objectives: how far back the rate of arrivals looks
+SPAN = 16.0  # deadlines: how far back a plan looks for the rate of arrivals
+LATELY = 64  # rows that say how fast they come now
 LEAST_HOLD = 1e-3  # seconds: the loop's timers are whole milliseconds
 HEADROOM = 1.1  # of the rate seen, in the size that keeps up with it
 HOLD_SHARE = 0.5  # of the run that's waited for: the longest hold where max_wait says nothing
@@ -97,13 +98,13 @@ class _Size:
 class Batcher:
     """Cuts batches out of a queue by `policy` and what `costs` has learned. It keeps no time: whoever asks says what time it is."""
 
-    __slots__ = ("_arrivals", "_curves", "_held", "_planned", "_turns", "costs", "policy")
+    __slots__ = ("_curves", "_held", "_plain", "_planned", "_turns", "costs", "policy")
 
     def __init__(self, policy: BatchPolicy, costs: CostModel | None = None) -> None:
         self.policy = policy
         self.costs = costs or CostModel({})
         self._turns = Turns(policy.tenants)
-        self._arrivals = ArrivalRate(SPAN * (policy.latency_objective or PATIENCE / SPAN))
+        self._plain = policy.max_wait is None and not policy.preferred_rows
         self._planned = (-ENDLESS, 0)
         self._held = False
         self._curves = Curves(self.costs, policy.max_rows, policy.length_buckets)
@@ -112,23 +113,44 @@ class Batcher:
         """Take the next batch for a lane that is free now. `busy` says when each of the model's other lanes will be. No tickets where
         nothing that may run is waiting, or where more is waited for (`wake`)."""
         cut, lines = Cut(), queue.lines
-        self._arrivals.update(queue.arrived, now)
+        if len(lines) == 1 and self._plain and self._all(cut, queue, next(iter(lines.values())), now, busy):
+            return cut
         while lines and not cut.tickets and cut.wake is None:
             line = self._turns.pick(lines.values(), now) if len(lines) > 1 else next(iter(lines.values()))
             if self._purge(cut, queue, line, now):
                 self._fill(cut, queue, line, now, busy)
         return cut
 
-    def hopeless(self, ticket: Ticket, queue: RequestQueue, now: float, busy: Sequence[float]) -> bool:
-        """Whether a request that comes now can't be answered by its deadline, with a lane free at the first of `busy`: what outranks it
-        goes first."""
-        deadline = ticket.deadline
+    def _all(self, cut: Cut, queue: RequestQueue, line: Line, now: float, busy: Sequence[float]) -> bool:
+        """The fast path: one line waits, of one length, and all of it makes a run in time. False, and nothing done, where that isn't so."""
+        rows, policy, head = line.rows, self.policy, line.tickets[0]
+        if rows > policy.max_rows or line.bucket or queue.tombstones:
+            return False
+        urgent = head.deadline is not None or policy.latency_objective is not None
+        if policy.lanes > 1 and (urgent or min(busy, default=now) <= now):
+            return False
+        if rows > 1 and rows >= 2 * self._curves.preferred(0, URGENT_WORTH if urgent else WORTH):
+            return False
+        if urgent:
+            curve = self._curves.of(0)
+            if rows >= len(curve) or now + curve[rows] > head.due or (head.deadline is not None and head.deadline <= now):
+                return False
+        cut.tickets, cut.rows = queue.take(line), rows
+        if rows == policy.max_rows:
+            cut.reason = CloseReason.FULL
+        return True
+
+    def hopeless(self, ticket: Ticket, queue: RequestQueue, start: float) -> bool:
+        """Whether a request that comes now can't be answered by its deadline, with a lane free at `start`: what outranks it goes first."""
+        deadline, rows = ticket.deadline, ticket.rows
         if deadline is None:
             return False
-        start = max(now, min(busy, default=now))
         if self.policy.priorities > 1:
             start += self._ahead(ticket, queue)
-        return start + self.costs.estimate(ticket.rows, ticket.length) > deadline
+        curve = self._curves.of(0)
+        if ticket.length > 1 or rows >= len(curve):
+            return start + self.costs.estimate(rows, ticket.length) > deadline
+        return start + curve[rows] > deadline
 
     def _ahead(self, ticket: Ticket, queue: RequestQueue) -> float:
         rows = sum(line.rows for line in queue.lines.values() if line.priority < ticket.priority)
@@ -179,7 +201,7 @@ class Batcher:
             most = self._curves.preferred(line.bucket, URGENT_WORTH if urgent else WORTH)
             size = self._worth(waiting, most, sum(free <= now for free in busy))
             size.finish = now + curve[min(size.rows, waiting, len(curve) - 1)]
-            size.hold = self._hold(line, waiting, most, now)
+            size.hold = self._hold(queue, line, waiting, most, now)
             return size
         if head.deadline is None:
             rows = max(fits, self._curves.target(line.bucket, policy.patience))
@@ -196,14 +218,14 @@ class Batcher:
         rows = min(ceil(waiting / runs), self.policy.max_rows)
         return _Size(rows, CloseReason.FULL if rows == self.policy.max_rows else CloseReason.PREFERRED)
 
-    def _hold(self, line: Line, rows: int, most: int, now: float) -> float | None:
+    def _hold(self, queue: RequestQueue, line: Line, rows: int, most: int, now: float) -> float | None:
         """Until when to wait for more than `rows` rows; None to run now. Never so long that the most urgent request could be late."""
         policy, head = self.policy, line.tickets[0]
         if policy.max_wait is not None:
             enough = min(policy.preferred_rows, default=most)
             until = head.queued + policy.max_wait
         elif policy.lanes > 1 and (head.deadline is not None or policy.latency_objective is not None):
-            enough = min(most, self._keeps_up(line))
+            enough = min(most, self._keeps_up(queue, line, now))
             until = head.queued + HOLD_SHARE * self.costs.mean(enough, line.tickets[0].length)
         else:
             return None
@@ -211,9 +233,9 @@ class Batcher:
             until = min(until, head.due - self.costs.estimate(rows + 1, head.length))
         return until if rows < enough and until - now >= LEAST_HOLD else None
 
-    def _keeps_up(self, line: Line) -> int:
+    def _keeps_up(self, queue: RequestQueue, line: Line, now: float) -> int:
         """The smallest run with which one lane keeps up with its share of what comes."""
-        each = HEADROOM * self._arrivals.per_second / self.policy.lanes
+        each = HEADROOM * rate_of(queue.recent, now, LATELY) / self.policy.lanes
         curve, target = self._curves.of(line.bucket), self._curves.target(line.bucket, self._lead(line))
         return next((rows for rows in range(1, target) if rows >= each * curve[rows]), target)
 
@@ -223,8 +245,11 @@ class Batcher:
         when, rows = self._planned
         if now - when >= PLAN_EVERY / self.policy.lanes:
             lead = self._lead(line)
-            rate = self._arrivals.per_second * sum(one.rows for one in lines) / max(1, queue.rows)
-            outlook = Outlook(now, curve, self._curves.target(line.bucket, lead), rate, lead, tuple(busy))
+            history = list(queue.recent)
+            lately = len(history) - bisect_left(history, now - SPAN * lead)
+            share = sum(one.rows for one in lines) / max(1, queue.rows)
+            rate = rate_of(history, now, lately) * share
+            outlook = Outlook(now, curve, self._curves.target(line.bucket, lead), rate, lead, history, tuple(busy))
             rows = plan(self._deadlines(line, lines, now), outlook)
             self._planned = (now, rows)
         elif rows >= len(curve) or line.tickets[-1].due < now + curve[rows]:

@@ -78,15 +78,17 @@ class Ticket:
 
 
 class Line:
-    """Tickets of one key, most urgent first; never empty while it's in the queue. `rows` counts the live ones."""
+    """Tickets of one key, most urgent first; never empty while it's in the queue. `rows` counts the live ones; `dated` whether any has
+    had a deadline."""
 
-    __slots__ = ("bucket", "group", "key", "priority", "queue", "rows", "tenant", "tickets")
+    __slots__ = ("bucket", "dated", "group", "key", "priority", "queue", "rows", "tenant", "tickets")
 
     def __init__(self, key: LineKey, queue: RequestQueue) -> None:
         self.key = key
         self.group, self.priority, self.tenant, self.bucket = key
         self.queue = queue
         self.rows = 0
+        self.dated = False
         self.tickets: deque[Ticket] = deque()
 
 
@@ -124,6 +126,8 @@ class RequestQueue:
             tickets.append(ticket)
         ticket.line = line
         line.rows += ticket.rows
+        if ticket.deadline is not None:
+            line.dated = True
         self.rows += ticket.rows
         self.bytes += ticket.size
         self.arrived += ticket.rows
@@ -161,6 +165,8 @@ class RequestQueue:
         line.tickets.appendleft(ticket)
         ticket.line = line
         line.rows += ticket.rows
+        if ticket.deadline is not None:
+            line.dated = True
         self.rows += ticket.rows
         self.bytes += ticket.size
 

@@ -49,6 +49,9 @@ dist: setup ## wheel and source archive in dist/
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front
 
+bench-batcher: setup ## the batcher against other policies and the exact optimum, in simulated time
+	$(RUN) -m benchmarks.batcher
+
 bench-engine: setup ## an emulated T4 by deadline, MiniLM by length
 	$(RUN) -m benchmarks.engine
 

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from benchmarks.harness import BenchError, Report, Target, ratio, spread
 from benchmarks.lane_server import tokens
 from server.backends.base import VariantSpec
-from server.engine.batcher import Batcher
+from server.engine.admission import Terms
+from server.engine.batcher import Batcher, BatchPolicy
 from server.engine.engine import Engine
+from server.engine.request_queue import QueueLimits
 from server.lanes.arbiter import Device
 from server.lanes.base import Lane, RunResult
 from server.lanes.opening import LanePlan, Opened, open_lanes
@@ -95,11 +97,16 @@ def _run(lane: Lane, inputs: Arrays, rows: int) -> Awaitable[RunResult]:
     return future
 
 
+TERMS = Terms(QueueLimits(4096))
+
+
 @asynccontextmanager
 async def serving(found: Opened, name: str, max_rows: int, device: Device | None) -> AsyncIterator[Engine]:
     """An engine over lanes, on a device that it shares where one is given."""
     key = ModelKey(name, "1", "fp32")
-    engine = Engine(key, found.lanes, Batcher(max_rows), Recorder().figures(key), max_queue_rows=4096, batched=True)
+    engine = Engine(
+        key, found.lanes, Batcher(BatchPolicy(max_rows, lanes=len(found.lanes))), Recorder().figures(key), terms=TERMS, batched=True
+    )
     if device is not None:
         engine.share_device(device, found.threads)
     try:

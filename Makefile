@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch dist bench-front bench-engine clean
+.PHONY: help setup models demo serve test lint fmt types arch dist bench-front bench-batcher bench-engine clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ dist: setup ## wheel and source archive in dist/
 
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front
+
+bench-batcher: setup ## the batcher against other policies and the exact optimum, in simulated time
+	$(RUN) -m benchmarks.batcher
 
 bench-engine: setup ## an emulated T4 by deadline, MiniLM by length
 	$(RUN) -m benchmarks.engine

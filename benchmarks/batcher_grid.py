@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
@@ -164,8 +164,3 @@ def optimum(arrivals: Times, model: EmulatedModel, dropped: int) -> int:
             done[done > limits[:runs, None]] = np.inf
             np.minimum(best, done.min(axis=0), out=best)
     return count - int(np.argmax(np.isfinite(finish[-1])))
-
-
-def drops_without_noise(served: Sequence[int]) -> int:
-    """A bound for `optimum` from what policies served."""
-    return REQUESTS - max(served)

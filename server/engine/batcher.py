@@ -7,21 +7,22 @@ for it. Whose turn it is: the highest priority (waiting raises it), among its te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from bisect import bisect_left
+from collections.abc import Sequence
 from math import ceil
-from types import MappingProxyType
 
 from server.engine.cost_model import CostModel
-from server.engine.decide.arrivals import ArrivalRate
 from server.engine.decide.curves import Curves
-from server.engine.decide.lengths import grow, like
-from server.engine.decide.plan import Outlook, fitting, plan
-from server.engine.decide.turns import Tenant, Turns, rank
-from server.engine.request_queue import PATIENCE, Line, RequestQueue, Ticket
+from server.engine.decide.cut import BatchPolicy, CloseReason, Cut, DropReason, Size
+from server.engine.decide.plan import Outlook, fitting, plan, rate_of
+from server.engine.decide.take import Take
+from server.engine.decide.turns import Turns, rank
+from server.engine.request_queue import Line, RequestQueue, Ticket
 
-SPAN = 16.0  # objectives: how far back the rate of arrivals looks
+__all__ = ["BatchPolicy", "Batcher", "CloseReason", "Cut", "DropReason"]
+
+SPAN = 16.0  # deadlines: how far back a plan looks for the rate of arrivals
+LATELY = 64  # rows that say how fast they come now
 LEAST_HOLD = 1e-3  # seconds: the loop's timers are whole milliseconds
 HEADROOM = 1.1  # of the rate seen, in the size that keeps up with it
 HOLD_SHARE = 0.5  # of the run that's waited for: the longest hold where max_wait says nothing
@@ -30,80 +31,17 @@ WORTH, URGENT_WORTH = 0.95, 0.99  # share of the best rows/s at which a run is l
 ENDLESS = float("inf")
 
 
-class CloseReason(StrEnum):
-    """Why a batch was closed; also the label of tidegate_batches_total."""
-
-    IDLE = "idle"  # all that waited
-    FULL = "full"  # reached max_rows, or the next request would not fit
-    DEADLINE = "deadline"  # more rows would have made the most urgent one late
-    HOLD = "hold"  # was held for more until holding had no more use
-    SHAPE = "shape"  # what waits further has another shape or length
-    PLANNED = "planned"  # not all could be answered in time: this run serves most
-    PREFERRED = "preferred"  # reached a size that is asked for, or beyond which rows/s gain nothing
-
-
-class DropReason(StrEnum):
-    """Why a request is answered without a run."""
-
-    EXPIRED = "expired"  # its deadline is past
-    HOPELESS = "hopeless"  # it can't be answered in time any more
-    GIVEN_UP = "given_up"  # serving others in its place serves more
-
-
-@dataclass(slots=True)
-class Cut:
-    """One batch to run: its requests in order, their rows, the length they're padded to, and why it was closed. `dropped` are to be
-    answered now; with `wake`, nothing is to run before that moment unless more comes."""
-
-    tickets: list[Ticket] = field(default_factory=list)
-    rows: int = 0
-    length: int = 1
-    reason: CloseReason = CloseReason.IDLE
-    dropped: list[tuple[Ticket, DropReason]] = field(default_factory=list)
-    wake: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPolicy:
-    """What model.yaml asks for. Times in seconds. `lanes` run at the same time; `on_late` is serve or reject; `preferred_rows` are sizes
-    that a compiled engine likes; `length_buckets` the longest length of each bucket, geometric without."""
-
-    max_rows: int = 64
-    latency_objective: float | None = None
-    on_late: str = "serve"
-    max_wait: float | None = None
-    preferred_rows: tuple[int, ...] = ()
-    length_buckets: tuple[int, ...] = ()
-    priorities: int = 1
-    tenants: Mapping[str, Tenant] = field(default_factory=lambda: MappingProxyType({}))
-    lanes: int = 1
-
-    @property
-    def patience(self) -> float:
-        """Seconds after which a request without a deadline is as urgent as one at its deadline."""
-        return self.latency_objective or PATIENCE
-
-
-@dataclass(slots=True)
-class _Size:
-    """How large a run may be. It ends by `finish`, and who is due before isn't in it. `hold`: not before that moment."""
-
-    rows: int
-    reason: CloseReason
-    finish: float = 0.0
-    hold: float | None = None
-
-
 class Batcher:
     """Cuts batches out of a queue by `policy` and what `costs` has learned. It keeps no time: whoever asks says what time it is."""
 
-    __slots__ = ("_arrivals", "_curves", "_held", "_planned", "_turns", "costs", "policy")
+    __slots__ = ("_curves", "_held", "_plain", "_planned", "_take", "_turns", "costs", "policy")
 
     def __init__(self, policy: BatchPolicy, costs: CostModel | None = None) -> None:
         self.policy = policy
         self.costs = costs or CostModel({})
         self._turns = Turns(policy.tenants)
-        self._arrivals = ArrivalRate(SPAN * (policy.latency_objective or PATIENCE / SPAN))
+        self._take = Take(policy, self.costs, self._turns)
+        self._plain = policy.max_wait is None and not policy.preferred_rows
         self._planned = (-ENDLESS, 0)
         self._held = False
         self._curves = Curves(self.costs, policy.max_rows, policy.length_buckets)
@@ -112,23 +50,46 @@ class Batcher:
         """Take the next batch for a lane that is free now. `busy` says when each of the model's other lanes will be. No tickets where
         nothing that may run is waiting, or where more is waited for (`wake`)."""
         cut, lines = Cut(), queue.lines
-        self._arrivals.update(queue.arrived, now)
+        if len(lines) == 1 and self._plain and self._all(cut, queue, next(iter(lines.values())), now, busy):
+            return cut
         while lines and not cut.tickets and cut.wake is None:
             line = self._turns.pick(lines.values(), now) if len(lines) > 1 else next(iter(lines.values()))
             if self._purge(cut, queue, line, now):
                 self._fill(cut, queue, line, now, busy)
         return cut
 
-    def hopeless(self, ticket: Ticket, queue: RequestQueue, now: float, busy: Sequence[float]) -> bool:
-        """Whether a request that comes now can't be answered by its deadline, with a lane free at the first of `busy`: what outranks it
-        goes first."""
-        deadline = ticket.deadline
+    def _all(self, cut: Cut, queue: RequestQueue, line: Line, now: float, busy: Sequence[float]) -> bool:
+        """The fast path: one line waits, of one length, and all of it makes a run in time. False, and nothing done, where that isn't so."""
+        rows, policy, head = line.rows, self.policy, line.tickets[0]
+        if rows > policy.max_rows or line.bucket or queue.tombstones:
+            return False
+        urgent = line.dated or policy.latency_objective is not None
+        if line.dated and head.deadline is None:
+            return False
+        if policy.lanes > 1 and (urgent or min(busy, default=now) <= now):
+            return False
+        if rows > 1 and rows >= 2 * self._curves.preferred(0, URGENT_WORTH if urgent else WORTH):
+            return False
+        if urgent:
+            curve = self._curves.of(0)
+            if rows >= len(curve) or now + curve[rows] > head.due or (head.deadline is not None and head.deadline <= now):
+                return False
+        cut.tickets, cut.rows = queue.take(line), rows
+        if rows == policy.max_rows:
+            cut.reason = CloseReason.FULL
+        return True
+
+    def hopeless(self, ticket: Ticket, queue: RequestQueue, start: float) -> bool:
+        """Whether a request that comes now can't be answered by its deadline, with a lane free at `start`: what outranks it goes first."""
+        deadline, rows = ticket.deadline, ticket.rows
         if deadline is None:
             return False
-        start = max(now, min(busy, default=now))
         if self.policy.priorities > 1:
             start += self._ahead(ticket, queue)
-        return start + self.costs.estimate(ticket.rows, ticket.length) > deadline
+        curve = self._curves.of(0)
+        if ticket.length > 1 or rows >= len(curve):
+            return start + self.costs.estimate(rows, ticket.length) > deadline
+        return start + curve[rows] > deadline
 
     def _ahead(self, ticket: Ticket, queue: RequestQueue) -> float:
         rows = sum(line.rows for line in queue.lines.values() if line.priority < ticket.priority)
@@ -159,17 +120,17 @@ class Batcher:
             cut.wake, self._held = size.hold, True
             return
         if line.bucket or len({other.bucket for other in lines}) > 1:
-            self._take_like(cut, queue, line, lines, size, now)
+            self._take.like(cut, queue, line, lines, size, now)
         else:
-            self._take(cut, queue, lines, size, now)
+            self._take.in_turn(cut, queue, lines, size, now)
         if size.reason is CloseReason.PLANNED and self.policy.lanes == 1:
             again = now + self.costs.mean(cut.rows, cut.length) + self.costs.mean(1, cut.length)
-            self._give_up(cut, queue, [one for one in lines if one.tickets], again)
+            self._take.give_up(cut, queue, [one for one in lines if one.tickets], again)
         if self._held and cut.reason in (CloseReason.IDLE, CloseReason.SHAPE):
             cut.reason = CloseReason.HOLD
         self._held = False
 
-    def _size(self, queue: RequestQueue, line: Line, lines: Sequence[Line], now: float, busy: Sequence[float]) -> _Size:
+    def _size(self, queue: RequestQueue, line: Line, lines: Sequence[Line], now: float, busy: Sequence[float]) -> Size:
         """How large the next run may be, and why."""
         policy, head, curve = self.policy, line.tickets[0], self._curves.of(line.bucket)
         waiting = line.rows if len(lines) == 1 else sum(one.rows for one in lines)
@@ -179,31 +140,31 @@ class Batcher:
             most = self._curves.preferred(line.bucket, URGENT_WORTH if urgent else WORTH)
             size = self._worth(waiting, most, sum(free <= now for free in busy))
             size.finish = now + curve[min(size.rows, waiting, len(curve) - 1)]
-            size.hold = self._hold(line, waiting, most, now)
+            size.hold = self._hold(queue, line, waiting, most, now)
             return size
         if head.deadline is None:
             rows = max(fits, self._curves.target(line.bucket, policy.patience))
-            return _Size(rows, CloseReason.DEADLINE, now + curve[rows])
+            return Size(rows, CloseReason.DEADLINE, now + curve[rows])
         return self._plan(queue, line, lines, max(1, fits), now, busy)
 
-    def _worth(self, waiting: int, most: int, idle: int) -> _Size:
+    def _worth(self, waiting: int, most: int, idle: int) -> Size:
         """With no pressure: what waits in as few like runs as don't pass twice `most`, the size beyond which little is gained; `idle` other
         lanes take their share. Or a size that's asked for."""
         asked = max((rows for rows in self.policy.preferred_rows if rows <= min(waiting, self.policy.max_rows)), default=0)
         if asked:
-            return _Size(asked, CloseReason.PREFERRED)
+            return Size(asked, CloseReason.PREFERRED)
         runs = max(1, waiting // most, min(idle + 1, ceil(waiting / most)))
         rows = min(ceil(waiting / runs), self.policy.max_rows)
-        return _Size(rows, CloseReason.FULL if rows == self.policy.max_rows else CloseReason.PREFERRED)
+        return Size(rows, CloseReason.FULL if rows == self.policy.max_rows else CloseReason.PREFERRED)
 
-    def _hold(self, line: Line, rows: int, most: int, now: float) -> float | None:
+    def _hold(self, queue: RequestQueue, line: Line, rows: int, most: int, now: float) -> float | None:
         """Until when to wait for more than `rows` rows; None to run now. Never so long that the most urgent request could be late."""
         policy, head = self.policy, line.tickets[0]
         if policy.max_wait is not None:
             enough = min(policy.preferred_rows, default=most)
             until = head.queued + policy.max_wait
         elif policy.lanes > 1 and (head.deadline is not None or policy.latency_objective is not None):
-            enough = min(most, self._keeps_up(line))
+            enough = min(most, self._keeps_up(queue, line, now))
             until = head.queued + HOLD_SHARE * self.costs.mean(enough, line.tickets[0].length)
         else:
             return None
@@ -211,25 +172,28 @@ class Batcher:
             until = min(until, head.due - self.costs.estimate(rows + 1, head.length))
         return until if rows < enough and until - now >= LEAST_HOLD else None
 
-    def _keeps_up(self, line: Line) -> int:
+    def _keeps_up(self, queue: RequestQueue, line: Line, now: float) -> int:
         """The smallest run with which one lane keeps up with its share of what comes."""
-        each = HEADROOM * self._arrivals.per_second / self.policy.lanes
+        each = HEADROOM * rate_of(queue.recent, now, LATELY) / self.policy.lanes
         curve, target = self._curves.of(line.bucket), self._curves.target(line.bucket, self._lead(line))
         return next((rows for rows in range(1, target) if rows >= each * curve[rows]), target)
 
-    def _plan(self, queue: RequestQueue, line: Line, lines: Sequence[Line], fits: int, now: float, busy: Sequence[float]) -> _Size:
+    def _plan(self, queue: RequestQueue, line: Line, lines: Sequence[Line], fits: int, now: float, busy: Sequence[float]) -> Size:
         """Not all can be answered in time: the run that serves most."""
         curve = self._curves.of(line.bucket)
         when, rows = self._planned
         if now - when >= PLAN_EVERY / self.policy.lanes:
             lead = self._lead(line)
-            rate = self._arrivals.per_second * sum(one.rows for one in lines) / max(1, queue.rows)
-            outlook = Outlook(now, curve, self._curves.target(line.bucket, lead), rate, lead, tuple(busy))
+            history = list(queue.recent)
+            lately = len(history) - bisect_left(history, now - SPAN * lead)
+            share = sum(one.rows for one in lines) / max(1, queue.rows)
+            rate = rate_of(history, now, lately) * share
+            outlook = Outlook(now, curve, self._curves.target(line.bucket, lead), rate, lead, history, tuple(busy))
             rows = plan(self._deadlines(line, lines, now), outlook)
             self._planned = (now, rows)
         elif rows >= len(curve) or line.tickets[-1].due < now + curve[rows]:
             rows = fits
-        return _Size(max(1, rows), CloseReason.PLANNED, now + curve[max(1, rows)])
+        return Size(max(1, rows), CloseReason.PLANNED, now + curve[max(1, rows)])
 
     def _deadlines(self, line: Line, lines: Sequence[Line], now: float) -> list[float]:
         """Of each row that competes for the next run, rising: those of lines that don't outrank `line`'s own are left out."""
@@ -247,83 +211,7 @@ class Batcher:
         found.sort()
         return found
 
-    def _take(self, cut: Cut, queue: RequestQueue, lines: Sequence[Line], size: _Size, now: float) -> None:
-        """Move tickets from `lines`, all of one length, into `cut`, in the order of their turns, until the next doesn't fit."""
-        tickets, rows, line, skipped = cut.tickets, 0, lines[0], list[tuple[Line, Ticket]]()
-        cut.reason = size.reason
-        while True:
-            if len(lines) > 1 or not line.tickets:
-                lines = [one for one in lines if one.tickets]
-                if not lines:
-                    break
-                line = self._turns.pick(lines, now) if len(lines) > 1 else lines[0]
-            head = line.tickets[0]
-            if head.cancelled:
-                queue.pop(line)
-            elif head.deadline is not None and self._misses(head, head.deadline, size, now):
-                skipped.append((line, queue.pop(line)))
-            elif tickets and rows + head.rows > size.rows:
-                break
-            else:
-                tickets.append(queue.pop(line))
-                rows += head.rows
-                self._turns.spend(line.tenant, head.rows)
-        if not tickets and skipped:  # no such run is in time for any: the first head was found to be, alone
-            tickets.append(skipped.pop(0)[1])
-            rows = tickets[0].rows
-        cut.rows, cut.length = rows, tickets[0].length if tickets else 1
-        self._leave(cut, queue, skipped, size)
-        if not lines:
-            self._emptied(cut, queue)
-
-    def _misses(self, ticket: Ticket, deadline: float, size: _Size, now: float) -> bool:
-        """Whether a run that ends by the size's finish is too late for a ticket, or it's too large for the size and for its deadline."""
-        return deadline < size.finish or (ticket.rows > size.rows and now + self.costs.estimate(ticket.rows, ticket.length) > deadline)
-
-    def _leave(self, cut: Cut, queue: RequestQueue, skipped: Sequence[tuple[Line, Ticket]], size: _Size) -> None:
-        """What the run passes over: given up by a plan for a single lane, whose next run would be later still; else it waits on."""
-        if size.reason is CloseReason.PLANNED and self.policy.lanes == 1:
-            cut.dropped.extend((ticket, DropReason.GIVEN_UP) for _, ticket in skipped)
-        else:
-            for line, ticket in reversed(skipped):
-                queue.restore(line, ticket)
-
-    def _emptied(self, cut: Cut, queue: RequestQueue) -> None:
-        """All that may share the run is in it: say so, unless a plan chose it or it's full."""
-        if cut.rows >= self.policy.max_rows:
-            cut.reason = CloseReason.FULL
-        elif cut.reason is not CloseReason.PLANNED:
-            cut.reason = CloseReason.SHAPE if queue.lines else CloseReason.IDLE
-
-    def _take_like(self, cut: Cut, queue: RequestQueue, line: Line, lines: Sequence[Line], size: _Size, now: float) -> None:
-        """Move tickets like the head in length into `cut`, neighbours where that's cheaper than running them alone."""
-        head = line.tickets[0]
-        if size.reason is CloseReason.PLANNED:
-            made = (one for one in line.tickets if not one.cancelled)
-            head = next((one for one in made if one.deadline is None or not self._misses(one, one.deadline, size, now)), head)
-            if self.policy.lanes == 1:
-                self._give_up(cut, queue, [line], head.due)
-        cut.reason = size.reason
-        cut.tickets, cut.rows, cut.length = grow(head, like(head, lines, line.bucket), self.costs, size.rows, now)
-        for ticket in cut.tickets:
-            queue.remove(ticket)
-            self._turns.spend(ticket.tenant, ticket.rows)
-        if cut.rows < size.rows:
-            self._emptied(cut, queue)
-
-    def _give_up(self, cut: Cut, queue: RequestQueue, lines: Sequence[Line], before: float) -> None:
-        """Drop the heads of lines whose deadline is earlier than `before`."""
-        for line in lines:
-            while line.tickets and (line.tickets[0].cancelled or _due_before(line.tickets[0], before)):
-                ticket = queue.pop(line)
-                if not ticket.cancelled:
-                    cut.dropped.append((ticket, DropReason.GIVEN_UP))
-
     def _lead(self, line: Line) -> float:
         """Seconds from arrival to deadline, of the last that came."""
         last = line.tickets[-1]
         return self.policy.patience if last.deadline is None else last.deadline - last.queued
-
-
-def _due_before(ticket: Ticket, moment: float) -> bool:
-    return ticket.deadline is not None and ticket.deadline < moment

@@ -21,11 +21,12 @@ WARMUP_WEIGHT = 0.2  # of a warm-up point, in runs: medians of few runs on a dev
 GUESS_WEIGHT = 0.02  # of what is assumed of larger runs where one size was measured alone: enough for them to be tried
 QUANTILE = 0.99  # share of the runs that end within `estimate`
 KEPT = 256  # deviations that a quantile is taken from
-FIRST_MARGIN = 0.06  # assumed while few runs were seen
-ENOUGH = 96  # runs after which the margin is what was seen and nothing else
+FIRST_MARGIN = 0.05  # assumed while few runs were seen
+ENOUGH = 64  # runs after which the margin is what was seen and nothing else
 LEAST_MARGIN = 0.01
 REFIT_EVERY = 16, 64  # runs, before and after the curve has settled; more often at first
 SETTLED = 256  # runs
+SHORT, ONE_IN = 1e-3, 4  # of settled runs shorter than this many seconds, one in so many counts: they're many, and cheap to be wrong about
 FAMILIAR = 4  # runs of one size after which the curve is known there
 OWN = 8  # runs of one size after which its own correction has half its weight
 LEAST_DRIFT = 0.02  # relative: smaller changes are left to the fit
@@ -62,8 +63,9 @@ class _Size:
         return self.bias * self.runs / (self.runs + OWN)
 
     def note(self, missed_fit: float) -> None:
-        self.runs = min(self.runs + 1, 100)
-        self.bias += (missed_fit - self.bias) / min(self.runs, 50)
+        if self.runs < 50:
+            self.runs += 1
+        self.bias += (missed_fit - self.bias) / self.runs
 
 
 @dataclass(slots=True)
@@ -133,6 +135,8 @@ class CostModel:
         if not self.known:
             self._guess(rows * length, length, seconds)
         self.runs += 1
+        if seconds < SHORT and self._settled >= SETTLED and self.runs % ONE_IN:
+            return
         self._settled += 1
         expected = self.mean(rows, length)
         run = _Run(rows * length, length, seconds, min(seconds / expected - 1, FARTHEST) if expected > 0 else 0.0)

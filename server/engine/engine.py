@@ -120,7 +120,8 @@ class Engine:
         passed = self._quotas.charge(ticket.tenant, ticket.rows, ticket.size, now)
         if passed is not None:
             name, wait = passed
-            raise Overloaded(f"model '{self.key.name}': tenant '{ticket.tenant}' is over its quota", f"queue.tenants.{name}", wait)
+            what = f"model '{self.key.name}': tenant '{ticket.tenant}' is over its quota"
+            raise Overloaded(what, f"queue.tenants.{ticket.tenant}.{name}", wait)
 
     def _overloaded(self, what: str, limit: str) -> Overloaded:
         return Overloaded(f"model '{self.key.name}': {what}", limit, self._backlog())

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from server.messages import InferRequest, OnResponse
 
 COMPACT_AT = 64  # tombstones that are kept before the lines are swept
+RECENT = 2048  # rows whose arrival is remembered: bursts of the past say what may come
 PATIENCE = 1.0  # seconds after which a request without deadline or objective is as urgent as one at its deadline
 
 ENDLESS = float("inf")
@@ -77,41 +78,39 @@ class Ticket:
 
 
 class Line:
-    """Tickets of one key, most urgent first; never empty while it's in the queue. `rows` counts the live ones."""
+    """Tickets of one key, most urgent first; never empty while it's in the queue. `rows` counts the live ones; `dated` whether any has
+    had a deadline."""
 
-    __slots__ = ("bucket", "group", "key", "priority", "queue", "rows", "tenant", "tickets")
+    __slots__ = ("bucket", "dated", "group", "key", "priority", "queue", "rows", "tenant", "tickets")
 
     def __init__(self, key: LineKey, queue: RequestQueue) -> None:
         self.key = key
         self.group, self.priority, self.tenant, self.bucket = key
         self.queue = queue
         self.rows = 0
+        self.dated = False
         self.tickets: deque[Ticket] = deque()
 
-    def add(self, ticket: Ticket) -> None:
-        """Into its place, which is the last but for deadlines that jump it."""
-        tickets = self.tickets
-        if tickets and ticket.due < tickets[-1].due:
-            tickets.insert(bisect_right(tickets, ticket.due, key=lambda one: one.due), ticket)
-        else:
-            tickets.append(ticket)
-        ticket.line = self
-        self.rows += ticket.rows
+
+def _due(ticket: Ticket) -> float:
+    return ticket.due
 
 
 class RequestQueue:
-    """`rows` and `bytes` waiting are those of live requests; `arrived` counts all rows that ever came, those refused at the door too.
-    `boundaries` are the longest lengths of the buckets; without any they grow by √2."""
+    """`rows` and `bytes` waiting are those of live requests; `arrived` counts all rows that ever came, those refused at the door too;
+    `recent` is when the last of them did; `tombstones` are cancelled ones that are still in line. `boundaries` are the longest lengths of
+    the buckets; without any they grow by √2."""
 
-    __slots__ = ("_boundaries", "_tombstones", "arrived", "bytes", "lines", "rows")
+    __slots__ = ("_boundaries", "arrived", "bytes", "lines", "recent", "rows", "tombstones")
 
     def __init__(self, boundaries: Sequence[int] = ()) -> None:
         self.lines: dict[LineKey, Line] = {}
         self.rows = 0
         self.bytes = 0
         self.arrived = 0
+        self.recent: deque[float] = deque(maxlen=RECENT)
         self._boundaries = tuple(boundaries)
-        self._tombstones = 0
+        self.tombstones = 0
 
     def push(self, ticket: Ticket) -> None:
         """Let a ticket wait."""
@@ -120,10 +119,22 @@ class RequestQueue:
         line = self.lines.get(key)
         if line is None:
             line = self.lines[key] = Line(key, self)
-        line.add(ticket)
+        tickets = line.tickets
+        if tickets and ticket.due < tickets[-1].due:
+            tickets.insert(bisect_right(tickets, ticket.due, key=_due), ticket)  # a deadline that jumps the line
+        else:
+            tickets.append(ticket)
+        ticket.line = line
+        line.rows += ticket.rows
+        if ticket.deadline is not None:
+            line.dated = True
         self.rows += ticket.rows
         self.bytes += ticket.size
         self.arrived += ticket.rows
+        if ticket.rows == 1:
+            self.recent.append(ticket.queued)
+        else:
+            self.recent.extend([ticket.queued] * ticket.rows)
 
     def _bucket(self, length: int) -> int:
         return bisect_right(self._boundaries, length - 1) + 1 if self._boundaries else int(2 * log2(length))
@@ -136,12 +147,26 @@ class RequestQueue:
         self._left(ticket, line)
         return ticket
 
+    def take(self, line: Line) -> list[Ticket]:
+        """All of a line. The queue must hold no tombstone."""
+        del self.lines[line.key]
+        taken = list(line.tickets)
+        line.tickets.clear()
+        for ticket in taken:
+            ticket.line = None
+            self.bytes -= ticket.size
+        self.rows -= line.rows
+        line.rows = 0
+        return taken
+
     def restore(self, line: Line, ticket: Ticket) -> None:
         """Put a live ticket back as the head of the line that it was popped from."""
         self.lines[line.key] = line
         line.tickets.appendleft(ticket)
         ticket.line = line
         line.rows += ticket.rows
+        if ticket.deadline is not None:
+            line.dated = True
         self.rows += ticket.rows
         self.bytes += ticket.size
 
@@ -157,7 +182,7 @@ class RequestQueue:
     def _left(self, ticket: Ticket, line: Line) -> None:
         ticket.line = None
         if ticket.cancelled:
-            self._tombstones -= 1
+            self.tombstones -= 1
         else:
             line.rows -= ticket.rows
             self.rows -= ticket.rows
@@ -169,8 +194,8 @@ class RequestQueue:
         ticket.line.rows -= ticket.rows
         self.rows -= ticket.rows
         self.bytes -= ticket.size
-        self._tombstones += 1
-        if self._tombstones > COMPACT_AT and self._tombstones > sum(len(line.tickets) for line in self.lines.values()) // 2:
+        self.tombstones += 1
+        if self.tombstones > COMPACT_AT and self.tombstones > sum(len(line.tickets) for line in self.lines.values()) // 2:
             self._sweep()
 
     def _sweep(self) -> None:
@@ -178,7 +203,7 @@ class RequestQueue:
             line.tickets = deque(ticket for ticket in line.tickets if not ticket.cancelled)
             if not line.tickets:
                 del self.lines[line.key]
-        self._tombstones = 0
+        self.tombstones = 0
 
     def below(self, priority: int) -> Iterator[Ticket]:
         """Every live ticket of a lower priority than `priority`, each taken out."""

@@ -32,6 +32,7 @@ class Scheduler:
         self._batcher = batcher
         self._free = list(lanes)
         self._busy: dict[Lane, float] = {}  # when each will be free again, as far as the costs can tell
+        self._soonest = 0.0  # when the first of the busy ones will be
         self._start = start
         self._drop = drop
         self._armed = False
@@ -49,7 +50,8 @@ class Scheduler:
 
     def hopeless(self, ticket: Ticket, now: float) -> bool:
         """Whether a request that comes now would be answered too late however it's scheduled."""
-        return self._batcher.hopeless(ticket, self._queue, now, () if self._free else tuple(self._busy.values()))
+        start = now if self._free else max(now, self._soonest)
+        return self._batcher.hopeless(ticket, self._queue, start)
 
     def release(self, lane: Lane, heir: Lane) -> None:
         """A lane's run is over; `heir` takes its place, mostly itself."""
@@ -72,6 +74,7 @@ class Scheduler:
             if cut.tickets:
                 lane = self._free.pop()
                 self._busy[lane] = now + self._batcher.costs.mean(cut.rows, cut.length)
+                self._soonest = min(self._busy.values())
                 self._start(cut, lane)
             if cut.dropped:
                 self._drop(cut)

@@ -42,7 +42,7 @@ def feed(model: CostModel, runs: int, factor: float = 1.0, rows: tuple[int, int]
 def test_starts_from_warm_up() -> None:
     model = warmed()
     assert model.mean(30) == pytest.approx(affine(30))
-    assert model.estimate(30) == pytest.approx(1.06 * affine(30))
+    assert model.estimate(30) == pytest.approx(1.05 * affine(30))
     assert model.estimates(2) == [0.0, model.estimate(1), model.estimate(2)]
 
 

@@ -194,7 +194,7 @@ class _Run:
         if self.queue.rows + request.rows > self.setting.max_queue_rows:
             self.queue.arrived += request.rows
             found.dropped[QUEUE_FULL] += 1
-        elif self.batcher.hopeless(ticket, self.queue, now, () if self.free else self._busy()):
+        elif self.batcher.hopeless(ticket, self.queue, now if self.free else max(now, self._busy()[0])):
             self.queue.arrived += request.rows
             found.dropped["hopeless"] += 1
         else:

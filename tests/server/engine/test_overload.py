@@ -163,7 +163,7 @@ async def test_the_engine_learns_and_counts(gated: tuple[Engine, Gated]) -> None
     for rows in (1, 4):
         await ask(engine, row(rows))
     await engine.drain()
-    assert engine.batcher.costs.snapshot()["runs"] == 2
+    assert engine.batcher.costs.runs == 2
     assert (engine.queue_rows, engine.queue_bytes, engine.offered_rows) == (0, 0, 5)
-    assert engine.figures.drops == {"expired": 0, "hopeless": 0, "given_up": 0}
+    assert set(engine.figures.drops.values()) == {0}
     assert sum(engine.figures.batches.values()) == 2

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch dist bench-front bench-batcher clean
+.PHONY: help setup models demo serve test lint fmt types arch dist bench-front bench-batcher bench-engine clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 
 bench-batcher: setup ## the batcher against other policies and the exact optimum, in simulated time
 	$(RUN) -m benchmarks.batcher
+
+bench-engine: setup ## an emulated T4 by deadline, MiniLM by length
+	$(RUN) -m benchmarks.engine
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

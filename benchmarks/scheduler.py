@@ -14,11 +14,12 @@ import uvloop
 
 from benchmarks.batcher_grid import MAX_ROWS, MODELS, EmulatedModel
 from benchmarks.harness import Target
+from server.engine.admission import Terms
 from server.engine.batcher import Batcher, BatchPolicy, Cut
 from server.engine.cost_model import CostModel
 from server.engine.engine import Engine
-from server.engine.request_queue import QueueLimits, RequestQueue, Ticket
-from server.lanes.base import Lane, OnResult, RunResult
+from server.engine.request_queue import RequestQueue, Ticket
+from server.lanes.base import Lane, OnLoss, OnResult, RunResult
 from server.messages import InferRequest, InferResponse, Layout, ModelKey
 from server.metrics.recorder import Recorder
 from server.tensors import Tensor, TensorSpec
@@ -56,6 +57,12 @@ class _Timed:
     def successor(self) -> None:
         return None
 
+    def watch(self, on_loss: OnLoss) -> None:
+        """Never lost."""
+
+    def renew(self, wanted: Callable[[], bool]) -> Lane:
+        return self
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -69,12 +76,13 @@ class _Scheduling(Engine):
     def _end(self, cut: Cut, lane: Lane, result: RunResult) -> None:
         self.batcher.costs.observe(cut.rows, result.finished - result.started, cut.length)
         self._scheduler.release(lane, lane)
+        self._scheduler.over(result.finished - result.started)
 
 
 def _engine(kind: type[Engine], model: EmulatedModel) -> Engine:
     policy = BatchPolicy(max_rows=MAX_ROWS, latency_objective=model.objective, on_late="reject")
     costs = CostModel({rows: model.seconds(rows) for rows in (1, 8, 64)})
-    return kind(KEY, [_Timed(model)], Batcher(policy, costs), Recorder().figures(KEY), limits=QueueLimits(), batched=True)
+    return kind(KEY, [_Timed(model)], Batcher(policy, costs), Recorder().figures(KEY), terms=Terms(), batched=True)
 
 
 async def _paced(submit: Callable[[InferRequest], None]) -> float:

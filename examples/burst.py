@@ -13,6 +13,7 @@ import tritonclient.http as client
 from numpy.typing import NDArray
 from rich.console import Console
 
+from examples.console import say
 from examples.metrics import Batches, read_batches
 from examples.models import digits
 from examples.photos import as_input, photos
@@ -46,10 +47,8 @@ def _fire(console: Console, http: str, metrics: str, model: str, rows: list[NDAr
     seconds = time.monotonic() - started
     batches = _settled(metrics, model, before, len(rows))
     worst = max(float(np.abs(answer - alone[row.tobytes()]).max()) for row, answer in zip(rows, answers, strict=True))
-    console.print(
-        f"{len(rows)} requests to {model} at once: {seconds:.2f} s, {batches.runs} batches: {_histogram(batches)}", soft_wrap=True
-    )
-    console.print(f"  closed because: {_reasons(batches)}; answers differ from those asked alone by at most {worst:.1g}", soft_wrap=True)
+    say(console, f"{len(rows)} requests to {model} at once: {seconds:.2f} s, {batches.runs} batches: {_histogram(batches)}")
+    say(console, f"  closed because: {_reasons(batches)}; answers differ from those asked alone by at most {worst:.1g}")
     if not worst <= TOLERANCE:
         raise WrongAnswerError(f"{model}: an answer of the burst differs by {worst:.3g} from the same row asked alone")
 

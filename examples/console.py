@@ -22,6 +22,11 @@ def heading(console: Console, text: str) -> None:
     console.print(f"\n[bold]{text}[/bold]")
 
 
+def say(console: Console, text: str) -> None:
+    """A line of prose: broken between words on a terminal, left whole elsewhere. A command to copy is printed with soft_wrap."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
 @contextmanager
 def step(console: Console, title: str) -> Iterator[None]:
     """Shows that `title` is being done, and then how long it took."""
@@ -32,4 +37,4 @@ def step(console: Console, title: str) -> Iterator[None]:
     else:
         console.print(f"- {title} …", soft_wrap=True)
         yield
-    console.print(f"- {title}: [green]done[/green] in {time.monotonic() - started:.1f} s", soft_wrap=True)
+    say(console, f"- {title}: [green]done[/green] in {time.monotonic() - started:.1f} s")

@@ -18,7 +18,7 @@ import tritonclient.http as client
 from rich.console import Console
 
 from examples.burst import burst
-from examples.console import heading, make_console, step
+from examples.console import heading, make_console, say, step
 from examples.fetch import FetchError
 from examples.models import digits
 from examples.prepare import ROOT, TIDEGATE, PrepareError, prepare
@@ -78,14 +78,14 @@ def _command(console: Console, repository: Path) -> list[str]:
     for flag, wanted in (("--http-port", HTTP_PORT), ("--metrics-port", METRICS_PORT)):
         port = free_port(wanted)
         if not port:
-            console.print(f"- port {wanted} is taken: any free one is used instead", soft_wrap=True)
+            say(console, f"- port {wanted} is taken: any free one is used instead")
         command += [flag, str(port)]
     return command
 
 
 def _check_ready(console: Console, ready: dict[str, Any]) -> None:
     states = ready["models"]
-    console.print(f"- serving on {ready['http']}: {', '.join(f'{name} {state}' for name, state in sorted(states.items()))}", soft_wrap=True)
+    say(console, f"- serving on {ready['http']}: {', '.join(f'{name} {state}' for name, state in sorted(states.items()))}")
     lacking = sorted(name for name, state in states.items() if state != "READY")
     if lacking or not states:
         raise ServerError(f"not ready: {', '.join(lacking) or 'no model at all'}: the reason is in {LOG}")
@@ -109,8 +109,8 @@ def _invite(console: Console, ready: dict[str, Any]) -> None:
     pixels = [int(value) for value in held_out.test_images[0].ravel()]
     body = {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": pixels}]}
     heading(console, f"Serving on http://{ready['http']} until Ctrl-C")
-    console.print(f"API: http://{ready['http']}/docs   metrics: http://{ready['metrics']}/metrics   log: {LOG.relative_to(ROOT)}")
-    console.print(f"Ask what this digit is (a {held_out.test_labels[0]}; the largest of the ten logits says so):", soft_wrap=True)
+    say(console, f"API: http://{ready['http']}/docs   metrics: http://{ready['metrics']}/metrics   log: {LOG.relative_to(ROOT)}")
+    say(console, f"Ask what this digit is (a {held_out.test_labels[0]}; the largest of the ten logits says so):")
     curl = f"curl -s http://{ready['http']}/v2/models/digits/infer -d '{json.dumps(body, separators=(',', ':'))}'"
     console.print(curl, soft_wrap=True, markup=False)
     sys.stdout.flush()

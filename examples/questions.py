@@ -104,9 +104,9 @@ def ask_digits(console: Console, asker: Asker) -> None:
     images, labels = held_out.test_images, held_out.test_labels
     parts = [asker.ask("digits", {"image": images[start : start + 64]}, "logits") for start in range(0, len(images), 64)]
     read = np.concatenate(parts).argmax(1)
-    table = Table("digits", *("" for _ in range(SHOWN_DIGITS)), show_header=False)
-    table.add_row("written", *map(str, labels[:SHOWN_DIGITS]))
-    table.add_row("read", *map(str, read[:SHOWN_DIGITS]))
+    table = Table("digits", "", show_header=False)
+    for what, shown in (("written", labels), ("read", read)):
+        table.add_row(what, " ".join(map(str, shown[:SHOWN_DIGITS])))
     console.print(table)
     right = int((read == labels).sum())
     console.print(f"{right} of {len(labels)} digits that it never saw are read right ({right / len(labels):.1%})")

@@ -95,6 +95,9 @@ class Limits(_Section):
     body_timeout: Timeout = Field(default=30.0, description="Longest time between a request's first byte and its last.")
     pipeline_depth: int = Field(default=64, ge=1, le=65536, description="Unanswered requests of a connection at which its reading pauses.")
     pipeline_bytes: Bytes = Field(default=8 << 20, description="Unsent answer bytes of a connection at which its reading pauses.")
+    receive_buffer: Bytes = Field(
+        default=512 << 10, description="Bytes that the kernel takes in beyond what was read of a connection; more suits long, fast lines."
+    )
     max_header_bytes: Bytes = Field(default=64 << 10, description="Largest request line and headers together.")
 
     @model_validator(mode="after")
@@ -149,6 +152,15 @@ class LaneDefaults(_Section):
     )
 
 
+class Recording(_Section):
+    """What is written to disk about requests; nothing without a folder."""
+
+    dir: Path | None = Field(default=None, description="Folder for arrivals and tensors, of its own for each server; docs/recording.md.")
+    sample: Share = Field(default=0.01, description="Share of requests whose tensors are written too, with recording.tensors.")
+    tensors: bool = Field(default=False, description="Whether the tensors of sampled requests are written: they are what clients sent.")
+    max_bytes: Annotated[Bytes, Field(ge=1 << 20)] = Field(default=1 << 30, description="Most bytes in the folder; the oldest files go.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -167,6 +179,7 @@ class Settings(_Section):
     admin: Admin = Admin()
     log: Log = Log()
     lanes: LaneDefaults = LaneDefaults()
+    recording: Recording = Recording()
 
 
 def load_settings(file: Path | None, flags: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:

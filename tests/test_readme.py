@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 import httpx
@@ -27,12 +28,13 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.timeout(120)
 def test_three_commands_serve_a_model_of_ones_own(tmp_path: Path) -> None:
-    """In a folder that has a package named server. The first command, pip install, is tried in test_dist."""
+    """In a folder that has a package named server. The first command is tried in test_dist, with the extras that a test can afford."""
     (tmp_path / "server").mkdir()
     (tmp_path / "server/__init__.py").write_text("raise SystemExit('the wrong server')\n")
     nets, prepare = blocks("python")
     (tmp_path / "nets.py").write_text(nets)
-    _, export, serve = blocks("bash")[0].strip().splitlines()
+    install, export, serve = blocks("bash")[0].strip().splitlines()
+    assert_can_be_installed(install)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True)
     subprocess.run(shlex.split(export), cwd=tmp_path, env=environment, check=True)
@@ -48,6 +50,16 @@ def test_three_commands_serve_a_model_of_ones_own(tmp_path: Path) -> None:
             assert server.wait(timeout=30) == 0
         finally:
             server.kill()
+
+
+def assert_can_be_installed(command: str) -> None:
+    """`pip install -c FILE '.[EXTRA,…]'` names a file and extras that there are."""
+    *pip, constraints, requirement = shlex.split(command)
+    assert pip == ["pip", "install", "-c"]
+    assert (ROOT / constraints).is_file()
+    extras = re.fullmatch(r"\.\[([a-z,]+)\]", requirement)
+    assert extras is not None
+    assert set(extras[1].split(",")) <= set(metadata("tidegate").get_all("Provides-Extra") or ())
 
 
 def ask_as_printed(curl: str, address: str) -> None:

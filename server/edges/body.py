@@ -1,7 +1,8 @@
 """The body of one inference request while it arrives: counted, bounded, and kept in the form that what follows can use without a copy.
 
 Small bodies stay in the pieces they came in, a body whose length is known is received into one block, big JSON goes straight to the
-helper process. What is compressed is inflated at the end, in a thread when it could take long.
+helper process. The block lies so that the first tensor behind the head is aligned: a runtime reads it where it is. What is compressed
+is inflated at the end, in a thread when it could take long.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
+
 from server.edges.infer_edge import InferEdge
-from server.edges.json_worker import BodySink
+from server.edges.offload.json_worker import BodySink
 from server.errors import BodyTooLarge, InvalidRequest, TidegateError
 from server.protocol.inflate import Inflater
 
-Bytes: TypeAlias = bytes | bytearray | memoryview
+Bytes: TypeAlias = bytes | memoryview
 
 ONE_PIECE = 64 * 1024  # a body known to be larger is received into one block
+ALIGNMENT = 64  # of the bytes behind the head: a cache line, and the widest vector that a kernel loads
 INFLATE_INLINE = 4 * 1024  # compressed bytes that are inflated in the loop: at most 4 MiB come out (deflate's ratio is below 1032)
 
 
@@ -33,7 +37,7 @@ class Body:
         self._length = -1
         self._inflater: Inflater | None = None
         self._chunks: list[bytes] = []
-        self._block: bytearray | None = None
+        self._block: memoryview | None = None
 
     def begin(self, fields: dict[bytes, bytes]) -> None:
         """All headers are there. Raises what can be refused before the body comes."""
@@ -63,7 +67,7 @@ class Body:
             if length > limits.json_offload:
                 self.sink = BodySink()
                 return
-        self._block = bytearray(length)
+        self._block = _block(length, max(self.head_length, 0))
 
     def _refuse_big_json(self, size: int) -> None:
         limit = self._edge.limits.max_json_body
@@ -87,6 +91,24 @@ class Body:
                 raise _too_large(end, self._edge.limits.max_body)
             self._chunks.append(chunk)
         return within
+
+    @property
+    def missing(self) -> int:
+        """The bytes still to come of a body that can be received in place, 0 for any other."""
+        return self._length - self.size if self._block is not None or self.sink is not None else 0
+
+    def room(self, most: int) -> memoryview:
+        """Where the next `most` bytes, at most PIECE, are to be written; after release, somewhere harmless."""
+        if self._block is not None:
+            return self._block[self.size : self.size + most]
+        return self._edge.scratch[:most]
+
+    def filled(self, count: int) -> bool:
+        """`count` bytes were written to `room`. False where reading should pause. Raises Unavailable."""
+        if self.sink is not None:
+            self.sink.write(self._edge.scratch[:count])
+        self.size += count
+        return self._edge.inflight.take(count)
 
     def finish(self, whole: Callable[[Bytes | TidegateError], None]) -> None:
         """The last piece has come: `whole` gets the plain body, at once or, where it is inflated in a thread, later in the loop."""
@@ -128,6 +150,13 @@ class Body:
         if self.sink is not None:
             self.sink.close()
             self.sink = None
+
+
+def _block(length: int, head_length: int) -> memoryview:
+    """Memory for a body, not zeroed: it is filled before anyone reads it. What follows the head is aligned."""
+    memory = np.empty(length + ALIGNMENT, np.uint8)
+    start = -(memory.ctypes.data + head_length) % ALIGNMENT
+    return memory.data[start : start + length]
 
 
 def _inflate(inflater: Inflater, body: Bytes) -> bytes | TidegateError:

@@ -6,6 +6,7 @@ elsewhere. It knows its connection only to say that it has an answer.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -26,11 +27,13 @@ from server.protocol.reply import Reply
 WANTED = frozenset(
     (
         *(b"inference-header-content-length", b"content-length", b"content-encoding", b"accept-encoding"),
-        *(b"authorization", b"traceparent", b"expect"),
+        *(b"authorization", b"traceparent", b"expect", b"x-tidegate-tenant"),
     )
 )
 WORTH_DEFLATING = 1024  # answer bytes under which compression gains nothing
 DEFLATE_INLINE = 8 * 1024  # answer bytes that are compressed in the loop, more in a thread
+SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
+CLOSE = b"connection: close\r\n\r\n"
 JSON_OUT_OFFLOAD = 256 * 1024  # bytes of JSON above which the helper process writes the answer
 NO_LAYOUT = Layout(())
 
@@ -102,6 +105,16 @@ class HotExchange:
             self.fail(error)
             return True
 
+    def filled(self, count: int) -> bool:
+        """A piece of the body was written where the body said. False where reading should pause."""
+        if self.parts is not None:
+            return True
+        try:
+            return self.body.filled(count)
+        except TidegateError as error:
+            self.fail(error)
+            return True
+
     def complete(self) -> None:
         """The body is whole: decode and submit it."""
         self._received = monotonic()
@@ -155,9 +168,13 @@ class HotExchange:
             authorization = fields.get(b"authorization")
             request.principal = edge.gate.principal(None if authorization is None else authorization.decode("latin-1"))
             edge.gate.check(request.principal, Operation.INFER)
+            if request.parameters and request.parameters.get("explain"):
+                edge.gate.check(request.principal, Operation.EXPLAIN)
         except TidegateError as error:
             self.fail(error)
             return
+        named = fields.get(b"x-tidegate-tenant")
+        request.tenant = edge.gate.tenant(request.principal, None if named is None else named.decode("latin-1"))
         if b"traceparent" in fields:
             request.trace = TraceContext(fields[b"traceparent"].decode("latin-1"))
         request.decode_seconds = monotonic() - self._received
@@ -225,6 +242,23 @@ class HotExchange:
         self._forget()
         if connection is not None:
             connection.answered(self)
+
+    def announce_close(self) -> None:
+        """Have the answer say that the connection ends with it."""
+        assert self.parts is not None
+        self.close = True
+        self.parts[0] = bytes(self.parts[0]).replace(b"\r\n\r\n", b"\r\n" + CLOSE, 1)
+
+    def write(self, transport: asyncio.Transport) -> None:
+        """Send the answer."""
+        parts = self.parts
+        assert parts is not None
+        if len(parts) == 1:
+            transport.write(parts[0])
+        elif self.answer_bytes <= SMALL_WRITE:
+            transport.write(b"".join(parts))
+        else:
+            transport.writelines(parts)
 
     def fail(self, error: TidegateError, status: int | None = None) -> None:
         """Answer with an error that arose in the edge itself; `status` overrides the table's."""

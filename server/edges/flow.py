@@ -1,10 +1,15 @@
-"""When a connection is read: only while nobody has a reason to hold it."""
+"""When a connection is read: only while nobody has a reason to hold it, and a large body only as fast as the others can bear."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from uvicorn.protocols.http.flow_control import FlowControl
+
+LARGE_PIECE = 32 * 1024  # bytes of a body in one read, from which on the other connections are served before the next
+UNRESTED = 1024 * 1024  # bytes of a body that come without rests: what an image or a few have
+REST = 0.001  # seconds between later pieces while others are served: a machine has few cores, and copying takes one whole
 
 
 class Flow(FlowControl):
@@ -24,6 +29,20 @@ class Flow(FlowControl):
             self._holders.discard(holder)
             if not self._holders and not self._transport.is_closing():
                 super().resume_reading()
+
+    def pace(self, loop: asyncio.AbstractEventLoop, size: int, total: int, *, crowded: bool) -> None:
+        """A piece of `size` bytes has come, `total` of its body so far. `crowded`: other connections are being served.
+
+        libuv reads up to 32 pieces from one socket before it looks at the others: one large piece a turn is fair.
+        """
+        if size < LARGE_PIECE:
+            return
+        self.hold("pace")
+        release = partial(self.release, "pace")
+        if crowded and total > UNRESTED:
+            loop.call_later(REST, release)
+        else:
+            loop.call_soon(release)
 
     def release_all(self) -> None:
         for holder in tuple(self._holders):

@@ -10,13 +10,14 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from server.dataplane import DataPlane
-from server.edges.json_worker import JsonWorker
+from server.edges.offload.json_worker import JsonWorker
 from server.gate import Gate
 from server.protocol.binary_codec import BinaryDecoder
 from server.protocol.encode import Encoder
 from server.protocol.head import Layouts
 
 KNOWN_TARGETS = 1024
+PIECE = 256 * 1024  # most bytes of a large body that one read takes
 _INFER_URL = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?")
 
 
@@ -83,6 +84,10 @@ class InferEdge:
     decoder: BinaryDecoder = field(init=False)
     encoder: Encoder = field(default_factory=Encoder)
     inflight: Inflight = field(init=False)
+    scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(PIECE)))
+    """Where a piece lies that is handed on at once. One loop, one piece at a time."""
+    answered: float = 0.0
+    """When an answer last left, on whichever connection: time.monotonic."""
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ Any other request goes on to uvicorn and the ASGI app. One queue per connection 
 answers leave in that order; a cold one starts only at the queue's head. The rules of a connection:
 
 - reading pauses while too many answers are owed, the client doesn't read, or too many bytes are in flight over all connections;
+- the rest of a large body is received by an Intake in the connection's place, and rests between its pieces while others are served;
 - time-outs are judged by `tick`, called about once a second for every connection: no timer is armed per request;
 - while the server drains, the last answer owed says `connection: close`; the socket is then half-closed and what still comes is
   read and dropped for a moment, because closing with unread bytes would reset the connection and could destroy that answer.
@@ -28,14 +29,13 @@ from uvicorn.server import ServerState
 from server.edges.exchange import WANTED, ColdExchange, HotExchange
 from server.edges.flow import Flow
 from server.edges.infer_edge import InferEdge, Target
+from server.edges.intake import Intake
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, TidegateError
 
-SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
-LARGE_PIECE = 32 * 1024  # bytes of a body in one read, from which on the other connections are served before the next
+QUIET = 0.1  # seconds without an answer to anyone else, after which a large body needn't leave room for others
 LINGER = 1.0  # seconds of reading and dropping after the last answer of a connection
 DROPPED_BODIES = 2  # times limits.max_body that are read and dropped after a refusal, so that the client sees its answer
 INFLIGHT_PATIENCE = 1 / 6  # of the body time-out: how long a body may wait for room among the bytes in flight
-CLOSE = b"connection: close\r\n\r\n"
 
 
 class InferProtocol(HttpToolsProtocol):
@@ -55,6 +55,7 @@ class InferProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._since = 0.0  # when the message that is being received began
         self._active = monotonic()  # when bytes last came or an answer last left
+        self._answered = 0.0  # when an answer last left
         self._stalled = 0.0  # since when the client has not read its answers
         self._owed = 0  # bytes of answers that wait for their turn
         self._closing = False  # the server drains
@@ -94,6 +95,17 @@ class InferProtocol(HttpToolsProtocol):
             self._header_bytes += len(data)
             if self._header_bytes > self._edge.limits.max_header_bytes:
                 self._refuse(BodyTooLarge(f"request headers take at most {self._edge.limits.max_header_bytes} bytes"), 431)
+        elif (message := self._message) is not None and (missing := message.body.missing) and self.scheme == "http":
+            self.transport.set_protocol(Intake(self, message.body, missing))
+
+    def received_in_place(self, size: int, *, last: bool) -> None:
+        """The intake wrote `size` bytes of the body; the `last` of them ends it."""
+        self._active = monotonic()
+        self._body_bytes += size
+        if (message := self._message) is not None:  # None: refused in the middle
+            self._piece(message, size, message.filled(size))
+            if last:
+                self.on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -149,15 +161,20 @@ class InferProtocol(HttpToolsProtocol):
         if message is None:
             if not self._deaf:
                 super().on_body(body)
-        elif not message.receive(body):
+        else:
+            self._piece(message, len(body), message.receive(body))
+
+    def _piece(self, message: HotExchange, size: int, within: bool) -> None:
+        """A piece of a hot body has come; `within` says whether the bytes in flight keep to their limit."""
+        if not within:
             self.flow.hold("inflight")
             self._edge.inflight.wait(partial(self.flow.release, "inflight"))
-        elif len(body) >= LARGE_PIECE:
-            # libuv reads up to 32 pieces of 256 KiB from one socket before it looks at the others: one piece a turn is fair
-            self.flow.hold("turn")
-            self.loop.call_soon(self.flow.release, "turn")
         elif message.parts is not None and self._body_bytes > DROPPED_BODIES * self._edge.limits.max_body:
             self._end()
+        else:
+            others = self._edge.answered
+            crowded = others != self._answered and self._active - others < QUIET
+            self.flow.pace(self.loop, size, self._body_bytes, crowded=crowded)
 
     def on_message_complete(self) -> None:
         self._receiving = False
@@ -238,7 +255,7 @@ class InferProtocol(HttpToolsProtocol):
             if head.close:
                 self._end()
                 return
-        self._active = monotonic()
+        self._active = self._answered = self._edge.answered = monotonic()
         self._owed = 0
         self.flow.release("owed")
         self.flow.release("depth")
@@ -247,18 +264,9 @@ class InferProtocol(HttpToolsProtocol):
 
     def _write(self, exchange: HotExchange) -> None:
         self.server_state.total_requests += 1
-        parts = exchange.parts
-        assert parts is not None
-        last = exchange.close or (self._closing and not self._queue and not self._receiving)
-        if last:
-            exchange.close = True
-            parts[0] = bytes(parts[0]).replace(b"\r\n\r\n", b"\r\n" + CLOSE, 1)
-        if len(parts) == 1:
-            self.transport.write(parts[0])
-        elif exchange.answer_bytes <= SMALL_WRITE:
-            self.transport.write(b"".join(parts))
-        else:
-            self.transport.writelines(parts)
+        if exchange.close or (self._closing and not self._queue and not self._receiving):
+            exchange.announce_close()
+        exchange.write(self.transport)
 
     # Ends
 

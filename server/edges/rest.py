@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 
 from server.config import VERSION, Settings
@@ -19,13 +20,17 @@ from server.controlplane import ControlPlane
 from server.edges.http_errors import body_of, headers_of, status_of
 from server.engine.engine import Engine
 from server.errors import InvalidRequest, NotFound, TidegateError
+from server.explain import report
 from server.gate import Gate, Operation
 from server.router.router import Router
 from server.tensors import TensorSpec
 
-EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(timeout)"]
+EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)"]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
-`Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors."""
+`Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.
+
+Request parameters: `timeout` (microseconds until the answer is worth nothing; 0: the model's own), `priority` (1 is served first, 0 last),
+`explain` (true puts the facts of the run into the answer's parameters), `binary_data_output`."""
 
 
 class JSONResponse(Response):
@@ -37,7 +42,13 @@ class JSONResponse(Response):
 
 def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlPlane, ready: Callable[[], bool]) -> FastAPI:
     """The ASGI app. `ready` says whether the server takes requests (models loaded and not draining)."""
-    app = FastAPI(title="tidegate", version=VERSION, description="Open Inference Protocol V2", default_response_class=JSONResponse)
+    app = FastAPI(
+        title="tidegate",
+        version=VERSION,
+        description="Open Inference Protocol V2",
+        default_response_class=JSONResponse,
+        openapi_url=None,  # FastAPI's own routes for the document ask nobody
+    )
 
     def allow(request: Request, operation: Operation) -> None:
         gate.check(gate.principal(request.headers.get("authorization")), operation)
@@ -45,6 +56,7 @@ def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlP
     _health(app, allow, ready)
     _server(app, allow, settings, control)
     _models(app, allow, router)
+    _document(app, allow)
     _errors(app)
     return app
 
@@ -108,10 +120,28 @@ def _models(app: FastAPI, allow: Allow, router: Router) -> None:
             raise NotFound(f"model '{model}' version {entry.version} has no manifest: it is a bare model file")
         return JSONResponse(entry.manifest.model_dump(mode="json"))
 
+    @app.get("/v2/models/{model}/versions/{version}/batcher", tags=["models"], summary="How this version is batched, and why")
+    @app.get("/v2/models/{model}/batcher", tags=["models"], summary="How this model is batched, and why")
+    async def batcher(request: Request, model: str, version: str = "") -> Response:
+        allow(request, Operation.BATCHER)
+        return JSONResponse(report(router.entry(model, version)).model_dump(mode="json"))
+
     @app.post("/v2/models/{model}/versions/{version}/infer", tags=["inference"], summary="Infer", description=INFER_DOC)
     @app.post("/v2/models/{model}/infer", tags=["inference"], summary="Infer", description=INFER_DOC)
     async def infer(model: str, version: str = "", body: dict[str, Any] = Body(examples=[INFER_EXAMPLE])) -> Response:  # noqa: B008
         raise InvalidRequest("inference is answered before ASGI: this server isn't running behind its own protocol class")
+
+
+def _document(app: FastAPI, allow: Allow) -> None:
+    @app.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        allow(request, Operation.API_DOCUMENT)
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        allow(request, Operation.API_DOCUMENT)
+        return get_swagger_ui_html(openapi_url="/openapi.json", title="tidegate")
 
 
 INFER_EXAMPLE = {"inputs": [{"name": "image", "shape": [1, 4], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4]}]}

@@ -6,21 +6,23 @@ It doesn't know where a request came from or which lane kind runs it. All of it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from time import monotonic
-from typing import Any
 
-from server.engine.admission import group_of, rows_of
-from server.engine.batch import gather, split
+from server.engine.admission import Fit, Terms, bytes_of, fit, with_values
+from server.engine.batch import fullness, gather, split
 from server.engine.batcher import Batcher, Cut, DropReason
 from server.engine.decide.turns import Quotas
-from server.engine.request_queue import QueueLimits, RequestQueue, Ticket
+from server.engine.request_queue import RequestQueue, Ticket
 from server.engine.scheduler import Scheduler
+from server.engine.supervisor import Supervisor
 from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidRequest, Overloaded, TidegateError
+from server.lanes.arbiter import Device
 from server.lanes.base import Lane, RunResult
 from server.messages import BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
 from server.metrics.recorder import Figures
+from server.padding import NO_PADDING
 from server.tensors import Tensor, TensorSpec
 
 DRAIN_POLL = 0.005  # seconds; polling keeps an event object off the hot path
@@ -39,9 +41,7 @@ _WHY = {
 class Engine:
     """One version at one precision. `batched` False means unbatched: each request a run of its own."""
 
-    def __init__(
-        self, key: ModelKey, lanes: Sequence[Lane], batcher: Batcher, figures: Figures, *, limits: QueueLimits, batched: bool
-    ) -> None:
+    def __init__(self, key: ModelKey, lanes: Sequence[Lane], batcher: Batcher, figures: Figures, *, terms: Terms, batched: bool) -> None:
         self.key = key
         self.lanes = list(lanes)
         self.inputs: tuple[TensorSpec, ...] = lanes[0].inputs
@@ -49,13 +49,14 @@ class Engine:
         self.batcher = batcher
         self.max_rows = batcher.policy.max_rows if batched else 0
         self.figures = figures
-        self.drops: dict[str, int] = dict.fromkeys(DropReason, 0)
+        self.terms = terms
+        self.padding = terms.padding if batched else NO_PADDING
+        self._shared = tuple(spec.name for spec in self.inputs if spec.batch_axis is None) if batched else ()
         self.min_priority: int | None = None
         self._output_names = frozenset(spec.name for spec in self.outputs)
-        self._limits = limits
         self._quotas = Quotas(batcher.policy.tenants)
-        self._sized = limits.bytes is not None or bool(self._quotas)
-        self._known: dict[Layout, tuple[int, Hashable]] = {}
+        self._sized = terms.limits.bytes is not None or bool(self._quotas)
+        self._known: dict[Layout, Fit] = {}
         self._queue = RequestQueue(batcher.policy.length_buckets)
         self._reserve = 0.0
         self._most_reserved = RESERVED_SHARE * (batcher.policy.latency_objective or RESERVED_WITHOUT)
@@ -63,6 +64,7 @@ class Engine:
         self._open = True
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start, self._drop)
+        self.supervisor = Supervisor(self, key, self._loop)
 
     @property
     def queue_rows(self) -> int:
@@ -70,7 +72,7 @@ class Engine:
 
     @property
     def queue_bytes(self) -> int:
-        """Bytes of the inputs that wait; counted only where something bounds them."""
+        """Bytes of the inputs that wait."""
         return self._queue.bytes
 
     @property
@@ -81,14 +83,20 @@ class Engine:
     def submit(self, request: InferRequest, on_response: OnResponse) -> Ticket:
         """Queue a request; `on_response` is called in the loop with its answer. Raises InvalidRequest where it doesn't fit the model,
         Overloaded where a limit is reached, DeadlineExceeded where no answer could be in time, Draining after close."""
-        request.rows, group = self._known.get(request.layout) or self._examine(request.layout)
+        fitted = self._known.get(request.layout) or self._examine(request.layout)
+        request.rows, group, request.length, _ = fitted
+        if self._shared:
+            group = with_values(group, request, self._shared)
         if request.outputs:
             self._check_outputs(request)
+        if self.supervisor.guarded:
+            self.supervisor.check(request)
         if not self._open:
             raise Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded")
         request.queued = now = monotonic()
         policy = self.batcher.policy
         ticket = Ticket(request, on_response, group, policy.priorities, policy.patience, self._reserve)
+        ticket.size = bytes_of(request, fitted)
         self._admit(ticket, now)
         self._queue.push(ticket)
         self._scheduler.arm()
@@ -96,25 +104,23 @@ class Engine:
 
     def _admit(self, ticket: Ticket, now: float) -> None:
         """Raises Overloaded or DeadlineExceeded where a request that fits the model mustn't or needn't wait."""
-        if self._sized:
-            ticket.size = sum(array.nbytes for array in ticket.request.inputs.values())
         try:
-            if self._queue.rows + ticket.rows > self._limits.rows:
-                raise self._overloaded(f"exceeds maximum queue size of {self._limits.rows} rows", "queue.max_rows")
+            if self._queue.rows + ticket.rows > self.terms.limits.rows:
+                raise self._overloaded(f"exceeds maximum queue size of {self.terms.limits.rows} rows", "queue.max_rows")
             if self._sized:
                 self._check_bytes(ticket, now)
             if self.min_priority is not None and ticket.priority > self.min_priority:
                 raise self._overloaded(f"takes only priorities up to {self.min_priority} now, got {ticket.priority}", "min_priority")
             if ticket.deadline is not None and self._scheduler.hopeless(ticket, now):
-                self.drops[DropReason.HOPELESS] += 1
+                self.figures.drops[DropReason.HOPELESS] += 1
                 raise self._too_late(DropReason.HOPELESS)
         except (Overloaded, DeadlineExceeded):
             self._queue.arrived += ticket.rows  # refused load is load
             raise
 
     def _check_bytes(self, ticket: Ticket, now: float) -> None:
-        most = self._limits.bytes
-        if most is not None and self._queue.bytes + ticket.size > most:
+        most = self.terms.limits.bytes
+        if most is not None and self._queue.bytes and self._queue.bytes + ticket.size > most:  # a larger one may wait alone
             raise self._overloaded(f"exceeds maximum queue size of {most} bytes", "queue.max_bytes")
         passed = self._quotas.charge(ticket.tenant, ticket.rows, ticket.size, now)
         if passed is not None:
@@ -140,12 +146,12 @@ class Engine:
             for ticket in self._queue.below(min_priority):
                 self._answer(ticket, error=self._overloaded(f"takes only priorities up to {min_priority} now", "min_priority"))
 
-    def _examine(self, layout: Layout) -> tuple[int, Hashable]:
-        rows = rows_of(layout, self.key.name, self.inputs, self.max_rows)
+    def _examine(self, layout: Layout) -> Fit:
+        fitted = fit(layout, self.key.name, self.inputs, self.max_rows, self.padding)
         if len(self._known) >= KNOWN_LAYOUTS:
             self._known.clear()
-        known = self._known[layout] = (rows, group_of(layout, self.inputs))
-        return known
+        self._known[layout] = fitted
+        return fitted
 
     def _check_outputs(self, request: InferRequest) -> None:
         for output in request.outputs:
@@ -157,7 +163,7 @@ class Engine:
 
     def _drop(self, cut: Cut) -> None:
         for ticket, why in cut.dropped:
-            self.drops[why] += 1
+            self.figures.drops[why] += 1
             self._answer(ticket, error=self._too_late(why))
 
     def _start(self, cut: Cut, lane: Lane) -> None:
@@ -165,24 +171,34 @@ class Engine:
         begun = monotonic()
         facts = BatchFacts(cut.rows, len(cut.tickets), cut.reason, self.key.precision, lane.name, begun, begun, begun)
         try:
-            inputs = gather(cut.tickets, cut.rows, self.inputs, lane)
+            inputs = gather(cut.tickets, cut.rows, self.inputs, lane, self.padding)
         except MemoryError:
             error = BackendFailure(f"model '{self.key.name}': no memory to gather a batch of {cut.rows} rows")
             self._finish(cut, lane, facts, 0.0, RunResult({}, begun, begun, error))
             return
+        if self.padding:
+            facts.length, facts.padding = fullness(cut.tickets, cut.rows, inputs, self.padding)
         lane.submit(inputs, cut.rows, partial(self._finish, cut, lane, facts, monotonic() - begun))
 
     def _finish(self, cut: Cut, lane: Lane, facts: BatchFacts, gather_seconds: float, result: RunResult) -> None:
+        if result.loss is not None:
+            self._running -= 1
+            self._scheduler.withdraw(lane)
+            self._scheduler.over(result.finished - result.started)
+            self.supervisor.lost(cut.tickets, lane, result.loss)
+            return
         facts.started, facts.finished = result.started, result.finished
         error, shares = result.error, None
         if error is None:
             self.batcher.costs.observe(cut.rows, facts.finished - facts.started, cut.length)
             try:
-                shares = split(cut.tickets, cut.rows, result.outputs, self.outputs)
+                shares = split(cut.tickets, cut.rows, result.outputs, self.outputs, self.padding)
             except TidegateError as failure:
                 error = failure
         self._running -= 1
-        self._scheduler.release(lane, self._successor(lane))
+        if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
+            self._scheduler.release(lane, self._successor(lane))
+        self._scheduler.over(facts.finished - facts.started)
         ended = monotonic()
         self._follow(ended - facts.cut - (facts.finished - facts.started))
         self.figures.batch(facts, gather_seconds, ended - facts.finished)
@@ -217,10 +233,31 @@ class Engine:
         except Exception as failure:  # noqa: BLE001 - one edge's fault must not take the answers of a batch's other requests
             self._loop.call_exception_handler({"message": "an edge failed on an answer", "exception": failure})
 
+    def share_device(self, device: Device, width: float) -> None:
+        """Run on `device` only in turn with others that do, each run on `width` of its slots."""
+        self._scheduler.share = device.join(width, self._scheduler.granted)
+
+    def rerun(self, tickets: list[Ticket], lane: Lane) -> None:
+        """Run tickets whose lane was lost in another. The supervisor's, as are `fail` to `overdue`."""
+        self._scheduler.unasked()
+        self._start(Cut(tickets, sum(ticket.rows for ticket in tickets), max(ticket.length for ticket in tickets)), lane)
+
+    def fail(self, ticket: Ticket, error: TidegateError) -> None:
+        self._answer(ticket, error=error)
+
+    def release(self, lane: Lane) -> None:
+        self._scheduler.release(lane, lane)
+
+    def withdraw(self, lane: Lane) -> None:
+        self._scheduler.withdraw(lane)
+
+    def overdue(self, now: float) -> list[Ticket]:
+        return self._queue.overdue(now)
+
     async def drain(self) -> None:
         """Refuse new requests and wait until all that wait have been answered."""
         self._open = False
-        while self._running or self._queue.rows:
+        while self._running or self._queue.rows or self.supervisor.busy:
             await asyncio.sleep(DRAIN_POLL)
 
     def abandon(self) -> None:
@@ -228,21 +265,13 @@ class Engine:
         self._open = False
         for ticket in self._queue.clear():
             self._answer(ticket, error=Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded"))
+        self.supervisor.abandon()
+        if self._scheduler.share is not None:
+            self._scheduler.share.leave(monotonic())
+            self._scheduler.share = None
 
     def close(self) -> None:
         """Give the lanes back. Blocks until their runs are over: call it off the loop."""
         for lane in self.lanes:
             lane.close()
-
-    def snapshot(self) -> dict[str, Any]:
-        """Plain data for people: what the batcher knows, what it does, what it dropped."""
-        costs, policy = self.batcher.costs, self.batcher.policy
-        capacity = costs.capacity(policy.latency_objective, policy.max_rows)
-        return {
-            "cost": costs.snapshot(),
-            "capacity": {"rows": capacity.rows, "rows_per_s": capacity.rate * len(self.lanes)},
-            "reasons": dict(self.figures.batches),
-            "drops": {str(why): count for why, count in self.drops.items()},
-            "queue": {"rows": self._queue.rows, "bytes": self._queue.bytes, "offered_rows": self._queue.arrived},
-            "reserve": self._reserve,
-        }
+        self.supervisor.close()

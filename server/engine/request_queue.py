@@ -213,6 +213,14 @@ class RequestQueue:
                 if not ticket.cancelled:
                     yield ticket
 
+    def overdue(self, now: float) -> list[Ticket]:
+        """Every live ticket whose deadline has passed, each taken out; all of them with `now` infinite."""
+        live = [ticket for line in self.lines.values() for ticket in line.tickets if not ticket.cancelled]
+        late = [ticket for ticket in live if now == ENDLESS or (ticket.deadline is not None and ticket.deadline <= now)]
+        for ticket in late:
+            ticket.cancel()
+        return late
+
     def clear(self) -> Iterator[Ticket]:
         """Every live ticket, each taken out."""
         while self.lines:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
 from server.backends.base import Backend
-from server.lanes.base import OnResult
+from server.lanes.base import Lane, OnLoss, OnResult
 from server.lanes.buffers import Buffers
 from server.lanes.run import timed_run
 from server.tensors import Tensor
@@ -46,6 +46,12 @@ class ThreadLane:
 
     def successor(self) -> None:
         return None
+
+    def watch(self, on_loss: OnLoss) -> None:
+        """Nothing is told: this lane is lost only with the server."""
+
+    def renew(self, wanted: Callable[[], bool]) -> Lane:
+        return self
 
     def close(self) -> None:
         self._jobs.put(None)

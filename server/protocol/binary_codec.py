@@ -105,12 +105,10 @@ class BinaryDecoder:
             inputs = {part.name: _tensor(part, body, head_length) for part in parts}
         layout = self._layouts.of(head.inputs)
         if not head.inline and head_length <= MAX_HEAD:
-            self._keep(key, len(key) < head_length, _Plan(parts, size, _plain(parts), layout, head.outputs, head.parameters, head.reply))
+            self._keep(key, _Plan(parts, size, _plain(parts), layout, head.outputs, head.parameters, head.reply))
         return InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters), head.reply
 
-    def _keep(self, key: bytes, cut: bool, plan: _Plan) -> None:
-        if cut and b'"id"' in key:
-            return  # perhaps a second "id", which would be the one that counts
+    def _keep(self, key: bytes, plan: _Plan) -> None:
         if len(self._plans) >= MAX_ENTRIES or self._cached_bytes + len(key) > MAX_CACHED_BYTES:
             self._plans.clear()
             self._cached_bytes = 0

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 
+from server import errors
 from server.config import KEYS, Settings, settings_schema
+from server.edges.http_errors import status_of
+from server.errors import TidegateError
+from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
+from server.recording import Arrival
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -34,9 +40,15 @@ def _plain(key: tuple[str, ...], value: object) -> str:
     if isinstance(value, int) and value >= 1024 and not key[-1].endswith("port"):
         power = (value.bit_length() - 1) // 10
         return f"{value >> 10 * power}{('B', 'KiB', 'MiB', 'GiB')[power]}"
-    if isinstance(value, float) and key[-1] != "access_sample":
+    if isinstance(value, float) and key[-1] not in ("access_sample", "sample"):
         return f"{value:g}s"
-    return f"{value}"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def arrival_schema() -> str:
+    """JSON Schema of an arrival's line."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Arrival.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def gate_table() -> str:
@@ -57,6 +69,18 @@ def gate_table() -> str:
 def classes_table() -> str:
     """The classes of operations."""
     return _table(("Class", "Lets a principal"), ((f"`{name}`", what) for name, what in CLASSES.items()))
+
+
+def errors_table() -> str:
+    """Each kind of error that a request can meet, in the words of the tree's drawing."""
+    drawn = re.findall(r"^[│ ]*[├└]── (\w+) +(.+)$", errors.__doc__ or "", re.MULTILINE)
+    rows: list[tuple[int, str, str]] = []
+    for name, what in drawn:
+        error: TidegateError = getattr(errors, name).__new__(getattr(errors, name))
+        if name not in ("Cancelled", "ConfigError", "ModelDefect"):  # nobody is left to answer; no request meets the others
+            rows.append((status_of(error), what, f"`{error.reason}`"))
+    rows.sort(key=itemgetter(0))
+    return _table(("Status", "When", "`reason` in metrics"), rows)
 
 
 def metrics_table() -> str:
@@ -111,9 +135,12 @@ def _sectioned(name: str, sections: Mapping[str, Callable[[], str]]) -> tuple[Pa
 
 PAGES: Mapping[Path, Callable[[], str]] = dict(
     (
+        (DOCS / "schemas" / "arrival.json", arrival_schema),
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
+        (DOCS / "schemas" / "batcher.json", lambda: json.dumps(batcher_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
         _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
+        _sectioned("protocol.md", {"errors": errors_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )
 )

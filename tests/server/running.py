@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,31 @@ async def running(repository: Path, **settings: Any) -> AsyncIterator[App]:
         yield app
     finally:
         await app.stop()
+
+
+@contextmanager
+def in_thread(repository: Path, **settings: Any) -> Iterator[App]:
+    """As `running`, in a thread with a loop of its own: for clients that block."""
+    up: Future[tuple[App, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with running(repository, **settings) as app:
+            up.set_result((app, stop))
+            await stop.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(asyncio.run, serve())
+        either: list[Future[Any]] = [up, ended]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not up.done():
+            ended.result()
+        app, stop = up.result()
+        try:
+            yield app
+        finally:
+            app.edge.loop.call_soon_threadsafe(stop.set)
+            ended.result()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from server.engine.admission import Terms
 from server.engine.batcher import Batcher, BatchPolicy
 from server.engine.cost_model import CostModel
 from server.engine.decide.turns import Tenant
@@ -33,7 +34,7 @@ def row(rows: int = 1, **more: object) -> InferRequest:
 def engine_of(policy: BatchPolicy, costs: CostModel | None = None, limits: QueueLimits | None = None) -> tuple[Engine, Gated]:
     backend = Gated()
     lane = ThreadLane("gated#0", backend, asyncio.get_running_loop())
-    return Engine(KEY, [lane], Batcher(policy, costs), Recorder().figures(KEY), limits=limits or QueueLimits(), batched=True), backend
+    return Engine(KEY, [lane], Batcher(policy, costs), Recorder().figures(KEY), terms=Terms(limits or QueueLimits()), batched=True), backend
 
 
 async def end(engine: Engine, backend: Gated) -> None:
@@ -63,7 +64,7 @@ async def test_a_request_that_cannot_be_in_time_is_refused_on_arrival() -> None:
     with pytest.raises(DeadlineExceeded, match="can't be answered by its deadline") as refused:
         await ask(engine, row(deadline=time.monotonic() + 60))
     assert refused.value.retry_after >= 0
-    assert (engine.drops["hopeless"], engine.queue_rows, engine.offered_rows) == (1, 0, 1)
+    assert (engine.figures.drops["hopeless"], engine.queue_rows, engine.offered_rows) == (1, 0, 1)
     await end(engine, backend)
     assert backend.runs == []
 
@@ -80,7 +81,7 @@ async def test_who_expires_while_he_waits_is_answered_and_never_runs(gated: tupl
     assert isinstance((await late).error, DeadlineExceeded)
     assert ((await live).error, (await running).error) == (None, None)
     assert backend.runs == [(8, 2), (2, 2)]
-    assert engine.drops["expired"] == 1
+    assert engine.figures.drops["expired"] == 1
 
 
 async def test_who_leaves_while_his_run_lasts_gets_no_answer(gated: tuple[Engine, Gated]) -> None:
@@ -156,15 +157,11 @@ async def test_a_held_batch_that_fills_runs_at_once() -> None:
     await end(engine, backend)
 
 
-async def test_the_engine_learns_and_says_what_it_knows(gated: tuple[Engine, Gated]) -> None:
+async def test_the_engine_learns_from_its_runs(gated: tuple[Engine, Gated]) -> None:
     engine, backend = gated
     backend.go.set()
     for rows in (1, 4):
         await ask(engine, row(rows))
     await engine.drain()
-    shown = engine.snapshot()
-    assert shown["cost"]["runs"] == 2
-    assert shown["queue"] == {"rows": 0, "bytes": 0, "offered_rows": 5}
-    assert shown["drops"] == {"expired": 0, "hopeless": 0, "given_up": 0}
-    assert sum(shown["reasons"].values()) == 2
-    assert shown["capacity"]["rows"] >= 1
+    assert (engine.batcher.costs.runs, engine.offered_rows) == (2, 5)
+    assert engine.batcher.costs.mean(8) >= engine.batcher.costs.mean(1) > 0

@@ -81,7 +81,7 @@ def test_an_id_given_twice_is_never_mixed_up() -> None:
     decoder = BinaryDecoder()
     for first, second in (("a", "b"), ("b", "b"), ("c", "b")):
         head = b'{"id":"%b","id":"%b",' % (first.encode(), second.encode()) + BODY[1:HEAD]
-        assert decoder.decode(head + raw(X), len(head), "m", "")[1].id == second
+        assert decoder.decode(head + raw(X), len(head), "m", "")[1].id == first
 
 
 def test_what_the_client_wants_back() -> None:

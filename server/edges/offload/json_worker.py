@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import orjson
 
 import server
-from server.edges.json_child import MAX_MESSAGE, SEALS, Answer, Job, map_body, new_memfd, send, write_all
+from server.edges.offload.json_child import MAX_MESSAGE, SEALS, Answer, Job, map_body, new_memfd, send, write_all
 from server.errors import BackendFailure, BodyTooLarge, Draining, InvalidRequest, Overloaded, TidegateError, Unavailable, Unsupported
 from server.messages import CancelHandle, InferRequest, InferResponse
 from server.protocol.binary_codec import BinaryDecoder
@@ -39,7 +39,7 @@ _Finish: TypeAlias = Callable[[memoryview, Answer], Any]
 _ERRORS: Mapping[str, type[TidegateError]] = {
     kind.__name__: kind for kind in (InvalidRequest, BodyTooLarge, Unsupported, BackendFailure, Unavailable)
 }
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from server.edges.json_child import main; main(int(sys.argv[1]))"
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from server.edges.offload.json_child import main; main(int(sys.argv[1]))"
 _ROOT = str(Path(server.__path__[0]).parent)
 
 

@@ -67,7 +67,7 @@ def main(channel_fd: int) -> None:
 
 def _serve(channel: socket.socket, job: Job, fd: int) -> None:
     try:
-        body = map_body(fd, job.size)
+        body = map_body(fd, job.size, mmap.MAP_POPULATE)
     finally:
         os.close(fd)
     try:
@@ -120,8 +120,11 @@ def write_all(fd: int, parts: Iterable[Any]) -> None:
             view = view[os.write(fd, view) :]
 
 
-def map_body(fd: int, size: int) -> memoryview:
-    """The first `size` bytes of a memfd, read-only. The memory is given back when the last view of it dies."""
+def map_body(fd: int, size: int, flags: int = 0) -> memoryview:
+    """The first `size` bytes of a memfd, read-only. The memory is given back when the last view of it dies.
+
+    Without MAP_POPULATE in `flags` pages are mapped as they're read: 10 MB at once would keep an event loop for a millisecond.
+    """
     if not size:
         return memoryview(b"")
-    return memoryview(mmap.mmap(fd, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ))
+    return memoryview(mmap.mmap(fd, size, mmap.MAP_SHARED | flags, mmap.PROT_READ))

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import uvloop
 
-from server.edges.json_worker import BodySink, JsonWorker
+from server.edges.offload.json_worker import BodySink, JsonWorker
 from server.errors import Draining, InvalidRequest, Overloaded, TidegateError, Unavailable, Unsupported
 from server.messages import InferRequest, InferResponse, RequestedOutput
 from server.protocol import json_codec
@@ -381,7 +381,7 @@ async def test_no_python_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PARENT = """
 import asyncio
-from server.edges.json_worker import JsonWorker
+from server.edges.offload.json_worker import JsonWorker
 
 async def main():
     worker = JsonWorker()

@@ -1,0 +1,60 @@
+"""What docs/protocol.md says is so: its examples run as printed, its endpoints are those that there are."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.app import App
+from tests.server.models import two_inputs_model
+from tests.server.running import in_thread
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
+PRINTED_ADDRESS = "127.0.0.1:8000"
+CONSOLE = re.findall(r"```console\n\$ (curl .*?)\n([{\[].*?)```", PAGE, re.DOTALL)
+PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    root = tmp_path_factory.mktemp("protocol-page")
+    two_inputs_model(root / "sums" / "1" / "model.onnx")
+    with in_thread(root) as app:
+        yield app
+
+
+def test_all_examples_are_found() -> None:
+    assert (len(CONSOLE), len(PROGRAMS)) == (PAGE.count("```console"), PAGE.count("```python"))
+
+
+@pytest.mark.parametrize(("command", "answer"), CONSOLE)
+def test_commands(served: App, command: str, answer: str) -> None:
+    _, silent, url, *rest = shlex.split(command)
+    assert (silent, rest[:1]) in (("-s", []), ("-s", ["-d"]))
+    url = url.replace(PRINTED_ADDRESS, served.addresses.http)
+    got = httpx.post(url, content=rest[1]) if rest else httpx.get(url)
+    assert got.json() == json.loads(answer)
+    assert got.is_success != ("error" in got.json())
+
+
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS)
+def test_programs(served: App, program: str, printed: str) -> None:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(program.replace(PRINTED_ADDRESS, served.addresses.http), {})
+    assert said.getvalue() == printed
+
+
+def test_the_endpoints(served: App) -> None:
+    listed = set(re.findall(r"^\| (GET|POST) \| `([^`]+)`", PAGE, re.MULTILINE))
+    listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in listed if "{model}" in path}
+    paths = httpx.get(f"http://{served.addresses.http}/openapi.json").json()["paths"]
+    assert listed == {(method.upper(), path) for path, methods in paths.items() for method in methods}

@@ -1,0 +1,61 @@
+"""Every path of the HTTP edge asks the gate: a token that isn't known is refused everywhere, one that is isn't."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest_asyncio
+
+from server.app import App
+from tests.server.running import Answer, http, json_body, running, wire
+
+TOKEN = "a-token-that-is-known"
+BODY = json_body(np.ones((1, 16), np.float32))
+
+
+@pytest_asyncio.fixture
+async def guarded(repository: Path, tmp_path: Path) -> AsyncIterator[App]:
+    file = tmp_path / "tokens"
+    file.write_text(
+        f"alice:{hashlib.sha256(TOKEN.encode()).hexdigest()}:infer,read,control,debug\nbob:{hashlib.sha256(b'bob').hexdigest()}:control\n"
+    )
+    file.chmod(0o600)
+    async with running(repository, admin_token_file=file) as app:
+        yield app
+
+
+async def asked(app: App, method: str, path: str, token: str | None) -> Answer:
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    body = BODY if path.endswith("/infer") else b""
+    async with wire(app) as connection:
+        return await connection.ask(http(path, body, method, headers))
+
+
+async def paths(app: App) -> list[tuple[str, str]]:
+    """All that the document lists, for a model that there is, and the document itself."""
+    document = (await asked(app, "GET", "/openapi.json", None)).json()
+    listed = [(method.upper(), path) for path, methods in document["paths"].items() for method in methods]
+    filled = [(method, path.replace("{model}", "identity").replace("{version}", "1")) for method, path in listed]
+    return [*filled, ("GET", "/openapi.json"), ("GET", "/docs")]
+
+
+async def test_every_path(guarded: App) -> None:
+    all_paths = await paths(guarded)
+    assert len(all_paths) > 10
+    for method, path in all_paths:
+        refused = await asked(guarded, method, path, "another")
+        assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer"), path
+        denied = await asked(guarded, method, path, "bob")
+        assert denied.status in (401, 403), path
+        expected = 404 if path.endswith("/manifest") else 200  # a bare model file has none
+        assert (await asked(guarded, method, path, TOKEN)).status == expected, path
+        assert (await asked(guarded, method, path, None)).status == expected, path
+
+
+async def test_the_page_shows_the_document(guarded: App) -> None:
+    page = await asked(guarded, "GET", "/docs", None)
+    assert page.headers["content-type"].startswith("text/html")
+    assert b"url: '/openapi.json'" in page.body

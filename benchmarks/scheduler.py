@@ -58,7 +58,7 @@ class _Timed:
         return None
 
     def watch(self, on_loss: OnLoss) -> None:
-        """It can't be lost."""
+        """Never lost."""
 
     def renew(self, wanted: Callable[[], bool]) -> Lane:
         return self
@@ -76,6 +76,7 @@ class _Scheduling(Engine):
     def _end(self, cut: Cut, lane: Lane, result: RunResult) -> None:
         self.batcher.costs.observe(cut.rows, result.finished - result.started, cut.length)
         self._scheduler.release(lane, lane)
+        self._scheduler.over(result.finished - result.started)
 
 
 def _engine(kind: type[Engine], model: EmulatedModel) -> Engine:

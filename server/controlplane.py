@@ -159,6 +159,7 @@ class ControlPlane:
 
         def on_event(event: str, facts: dict[str, Any]) -> None:
             self._journal.lifecycle(event, model=served.model, version=served.version, **facts)
+            self._recorder.ring.lane((monotonic(), str(facts.get("lane", f"{served.model}/{served.version}")), event))
             if event in ("lanes_down", "lanes_up") and self._table.version(served.model, served.version) is served:
                 served.state = State.READY if event == "lanes_up" else State.UNAVAILABLE
                 served.reason = ready if event == "lanes_up" else f"lane restarting: {facts['why']}"

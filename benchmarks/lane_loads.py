@@ -177,6 +177,7 @@ async def beside_a_neighbour(report: Report, models: Path) -> None:
                 report.details.setdefault("neighbour's requests", []).append((name, answered[0]))
     p99 = {name: _p99(values) for name, values in found.items()}
     report.details["neighbours, p99 s"] = p99
+    report.details["neighbours, p50 s"] = {name: statistics.median(values) for name, values in found.items()}
     without = p99["beside, without"] / p99["alone, without"]
     note = f"p99 {p99['beside, with'] * 1e3:.1f} ms against {p99['alone, with'] * 1e3:.1f} ms; without the arbiter {without:.2f} times"
     value = p99["beside, with"] / p99["alone, with"]

@@ -248,7 +248,8 @@ class ProcessLane:
 
     def _report(self) -> None:
         """The batch in hand comes back; without one, whoever watches is told."""
-        loss = Loss(self._verdict, f"its process {self._how}")
+        how = "hung and was killed" if self._verdict is LossReason.HUNG else self._how
+        loss = Loss(self._verdict, f"its process {how}")
         if self._on_result is not None:
             now = monotonic()
             failure = BackendFailure(f"lane {self.name}: {loss.text} during the run")

@@ -96,7 +96,7 @@ async def test_a_lane_that_dies_idle_is_back_by_itself(opened: Open) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "how"), [(DIES, "ended with status 7"), (KILLED, "was ended by SIGKILL"), (HANGS, "was ended by SIGKILL")]
+    ("value", "how"), [(DIES, "ended with status 7"), (KILLED, "was ended by SIGKILL"), (HANGS, "hung and was killed")]
 )
 @pytest.mark.parametrize("neighbours", [0, 20])
 async def test_only_the_request_that_kills_fails(opened: Open, value: float, how: str, neighbours: int) -> None:

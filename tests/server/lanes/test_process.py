@@ -86,8 +86,7 @@ async def test_a_run_without_end_is_a_hang(opened: Open) -> None:
     lane = await opened(SOON)
     begun = monotonic()
     result = await run(lane, pairs(HANGS), 1)
-    assert result.loss is not None
-    assert result.loss.reason is LossReason.HUNG
+    assert result.loss == Loss(LossReason.HUNG, "its process hung and was killed")
     assert monotonic() - begun >= SOON.run
 
 

@@ -105,7 +105,7 @@ async def test_a_tenant_over_its_quota_is_refused(tmp_path: Path) -> None:
     assert [answer.status for answer in answers[-2:]] == [200, 200]
     refused = [answer for answer in answers if answer.status == 503]
     assert refused
-    assert {answer.json()["error"] for answer in refused} == {"model 'm': tenant 'a' is over its quota (limit: queue.tenants.rows_per_s)"}
+    assert {answer.json()["error"] for answer in refused} == {"model 'm': tenant 'a' is over its quota (limit: queue.tenants.a.rows_per_s)"}
 
 
 async def test_a_batch_is_held_for_more_as_long_as_max_wait(tmp_path: Path) -> None:

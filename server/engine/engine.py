@@ -14,6 +14,7 @@ from server.engine.admission import Fit, Terms, bytes_of, fit, with_values
 from server.engine.batch import fullness, gather, split
 from server.engine.batcher import Batcher, Cut, DropReason
 from server.engine.decide.turns import Quotas
+from server.engine.expiry import Expiry
 from server.engine.request_queue import RequestQueue, Ticket
 from server.engine.scheduler import Scheduler
 from server.engine.supervisor import Supervisor
@@ -64,6 +65,7 @@ class Engine:
         self._open = True
         self._loop = asyncio.get_running_loop()
         self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start, self._drop)
+        self._expiry = Expiry(self._loop, self._queue, self._drop)
         self.supervisor = Supervisor(self, key, self._loop)
 
     @property
@@ -100,6 +102,8 @@ class Engine:
         self._admit(ticket, now)
         self._queue.push(ticket)
         self._scheduler.arm()
+        if ticket.deadline is not None:
+            self._expiry.expect(ticket.deadline)
         return ticket
 
     def _admit(self, ticket: Ticket, now: float) -> None:
@@ -265,6 +269,7 @@ class Engine:
         self._open = False
         for ticket in self._queue.clear():
             self._answer(ticket, error=Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded"))
+        self._expiry.stop()
         self.supervisor.abandon()
         if self._scheduler.share is not None:
             self._scheduler.share.leave(monotonic())

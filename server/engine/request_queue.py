@@ -221,6 +221,14 @@ class RequestQueue:
             ticket.cancel()
         return late
 
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of those that wait, None where none has one."""
+        firsts = (
+            next((one.deadline for one in line.tickets if not one.cancelled and one.deadline is not None), None)
+            for line in self.lines.values()
+        )
+        return min((deadline for deadline in firsts if deadline is not None), default=None)
+
     def clear(self) -> Iterator[Ticket]:
         """Every live ticket, each taken out."""
         while self.lines:

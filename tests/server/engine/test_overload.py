@@ -84,6 +84,21 @@ async def test_who_expires_while_he_waits_is_answered_and_never_runs(gated: tupl
     assert engine.figures.drops["expired"] == 1
 
 
+async def test_who_expires_is_told_at_his_deadline_though_the_lane_is_busy(gated: tuple[Engine, Gated]) -> None:
+    engine, backend = gated
+    running = await occupy(engine)
+    now = time.monotonic()
+    late = [asyncio.ensure_future(ask(engine, row(deadline=now + seconds))) for seconds in (0.03, 0.01, 0.02)]
+    live = asyncio.ensure_future(ask(engine, row(deadline=now + 3600)))
+    answers = await asyncio.wait_for(asyncio.gather(*late), 10)  # and not when the gate opens, which nobody does meanwhile
+    assert all(isinstance(answer.error, DeadlineExceeded) for answer in answers)
+    assert not running.done()
+    assert engine.figures.drops["expired"] == 3
+    backend.go.set()
+    assert ((await live).error, (await running).error) == (None, None)
+    assert backend.runs == [(8, 2), (1, 2)]
+
+
 async def test_who_leaves_while_his_run_lasts_gets_no_answer(gated: tuple[Engine, Gated]) -> None:
     engine, backend = gated
     answers: list[InferResponse] = []

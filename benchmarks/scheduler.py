@@ -39,6 +39,7 @@ class _Timed:
     """A lane that takes an emulated model's time on the loop's clock and answers zeros."""
 
     kind, name = "thread", "emulated"
+    depth = 1
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "FP32", (-1, 16)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "FP32", (-1, 16)),)
 

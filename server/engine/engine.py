@@ -60,6 +60,7 @@ class Engine:
         self._known: dict[Layout, Fit] = {}
         self._queue = RequestQueue(batcher.policy.length_buckets)
         self._reserve = 0.0
+        self._ended: dict[Lane, float] = {}  # when each lane's last run did
         self._most_reserved = RESERVED_SHARE * (batcher.policy.latency_objective or RESERVED_WITHOUT)
         self._running = 0
         self._open = True
@@ -187,6 +188,7 @@ class Engine:
     def _finish(self, cut: Cut, lane: Lane, facts: BatchFacts, gather_seconds: float, result: RunResult) -> None:
         if result.loss is not None:
             self._running -= 1
+            self._ended.pop(lane, None)
             self._scheduler.withdraw(lane)
             self._scheduler.over(result.finished - result.started)
             self.supervisor.lost(cut.tickets, lane, result.loss)
@@ -204,7 +206,8 @@ class Engine:
             self._scheduler.release(lane, self._successor(lane))
         self._scheduler.over(facts.finished - facts.started)
         ended = monotonic()
-        self._follow(ended - facts.cut - (facts.finished - facts.started))
+        self._follow(ended - facts.finished + facts.started - max(facts.cut, self._ended.get(lane, 0.0)))
+        self._ended[lane] = facts.finished
         self.figures.batch(facts, gather_seconds, ended - facts.finished)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:

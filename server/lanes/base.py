@@ -47,10 +47,12 @@ OnLoss: TypeAlias = Callable[[Loss], None]
 
 
 class Lane(Protocol):
-    """`kind` is inline, thread or process. `inputs` and `outputs` are the opened backend's specs."""
+    """`kind` is inline, thread or process. `inputs` and `outputs` are the opened backend's specs. `depth` is how many batches may be
+    submitted before the first one's result: 2 where the device would else stand still between two runs."""
 
     kind: str
     name: str
+    depth: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -23,6 +23,7 @@ TOO_SLOW = 2.0  # times the limit: the mean must pass this before the model is m
 
 class InlineLane:
     kind = "inline"
+    depth = 1
 
     def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.registry import backend_named
+from server.backends.registry import EMULATED, backend_named
 from server.lanes.base import Lane
 from server.lanes.inline import INLINE_LIMIT, InlineLane
 from server.lanes.process.lane import ProcessLane
@@ -87,8 +87,11 @@ def _in_this_process(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loo
     except BaseException:
         first.close()
         raise
-    lane_class = InlineLane if kind == "inline" else ThreadLane
-    lanes: list[Lane] = [lane_class(_name(spec, number), backend, loop) for number, backend in enumerate(choice.backends)]
+    named = [(_name(spec, number), backend) for number, backend in enumerate(choice.backends)]
+    depth = 1 if spec.device == "cpu" and spec.backend != EMULATED else 2
+    lanes: list[Lane] = [
+        InlineLane(name, backend, loop) if kind == "inline" else ThreadLane(name, backend, loop, depth) for name, backend in named
+    ]
     return Opened(tuple(lanes), warmup, _told(kind, choice.shape, why, choice.why), choice.shape.threads)
 
 

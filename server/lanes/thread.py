@@ -21,19 +21,23 @@ _Job: TypeAlias = tuple[Mapping[str, Tensor], int, OnResult]
 class ThreadLane:
     kind = "thread"
 
-    def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop, depth: int = 1) -> None:
         self.name = name
+        self.depth = depth
         self.inputs, self.outputs = backend.inputs, backend.outputs
         self._backend = backend
         self._loop = loop
-        self._buffers = Buffers(backend.inputs)
-        self.buffer = self._buffers.view
+        self._buffers = [Buffers(backend.inputs) for _ in range(depth)]
+        self.buffer = self._buffers[0].view
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=f"lane-{name}", daemon=True)
         self._thread.start()
 
     def submit(self, inputs: Mapping[str, Tensor], rows: int, on_result: OnResult) -> None:
         self._jobs.put((inputs, rows, on_result))
+        if self.depth > 1:  # the next batch is gathered while this one runs
+            self._buffers.append(self._buffers.pop(0))
+            self.buffer = self._buffers[0].view
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

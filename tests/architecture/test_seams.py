@@ -35,7 +35,7 @@ SEAMS = {
 
 PROTOCOLS = {
     "server.backends.base:Backend": {"inputs", "outputs", "version", "open", "run", "close"},
-    "server.lanes.base:Lane": {"kind", "name", "inputs", "outputs", "buffer", "submit", "successor", "watch", "renew", "close"},
+    "server.lanes.base:Lane": {"kind", "name", "depth", "inputs", "outputs", "buffer", "submit", "successor", "watch", "renew", "close"},
     "server.messages:CancelHandle": {"cancel"},
 }
 

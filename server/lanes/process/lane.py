@@ -45,6 +45,7 @@ PATIENCE = Patience()
 
 class ProcessLane:
     kind = "process"
+    depth = 1
 
     def __init__(self, name: str, job: Job, child: Child, loop: asyncio.AbstractEventLoop, patience: Patience = PATIENCE) -> None:
         """A lane over an open child: call it off the loop, `watch` in it."""

@@ -23,6 +23,7 @@ class Desk:
     """A lane that only lends its buffers."""
 
     kind = name = "desk"
+    depth = 1
     outputs: tuple[TensorSpec, ...] = ()
 
     def __init__(self, inputs: tuple[TensorSpec, ...]) -> None:

@@ -79,6 +79,12 @@ class Batcher:
             cut.reason = CloseReason.FULL
         return True
 
+    def enough(self, queue: RequestQueue) -> int:
+        """Rows beyond which a run gains little, or takes longer than the objective bears: no reason to wait for more. The queue must not
+        be empty."""
+        bucket = next(iter(queue.lines.values())).bucket
+        return min(self._curves.preferred(bucket, WORTH), self._curves.target(bucket, self.policy.patience))
+
     def hopeless(self, ticket: Ticket, queue: RequestQueue, start: float) -> bool:
         """Whether a request that comes now can't be answered by its deadline, with a lane free at `start`: what outranks it goes first."""
         deadline, rows = ticket.deadline, ticket.rows

@@ -205,16 +205,15 @@ class Engine:
         if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
             self._scheduler.release(lane, self._successor(lane))
         self._scheduler.over(facts.finished - facts.started)
-        ended = monotonic()
-        self._follow(ended - facts.finished + facts.started - max(facts.cut, self._ended.get(lane, 0.0)))
-        self._ended[lane] = facts.finished
-        self.figures.batch(facts, gather_seconds, ended - facts.finished)
+        self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
                 self._answer(ticket, shares[position] if shares else {}, error, facts)
+        self._follow(monotonic() - facts.finished + facts.started - max(facts.cut, self._ended.get(lane, 0.0)))
+        self._ended[lane] = facts.finished
 
     def _follow(self, around: float) -> None:
-        """What surrounds a run (gathering, hops between threads, splitting) comes out of a request's deadline as well."""
+        """What surrounds a run (gathering, hops between threads, splitting, answering) comes out of a request's deadline as well."""
         behind = around - self._reserve
         self._reserve += (RESERVE_RISES if behind > 0 else RESERVE_FALLS) * behind
         self._reserve = min(self._reserve, self._most_reserved)

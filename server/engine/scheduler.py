@@ -1,8 +1,9 @@
 """When a batch is cut: an arrival or a freed lane arms one cut for the end of the loop turn, after all ready sockets were read.
 
 That one turn of patience is what coalesces at high rates; at low rates it costs microseconds. A batch that the batcher holds for more is
-looked at again when it says so. A lane that takes two batches (Lane.depth) gets the second shortly before the first is expected to end: no
-earlier, because a batch that was cut takes nobody in any more. One loop owns all of it: no locks.
+looked at again when it says so. A lane that takes two batches (Lane.depth) gets the second shortly before the first is expected to end, so
+that it doesn't stand still while answers are written and sockets are read: no earlier, and only where enough waits already, because a batch
+that was cut takes nobody in any more. One loop owns all of it: no locks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from server.lanes.arbiter import Share
 from server.lanes.base import Lane
 
 AHEAD = 2e-3  # seconds before a run's end that the next batch is cut: to gather it, and for timers that are whole milliseconds
-WORTH_STAGING = 4 * AHEAD  # seconds of a run: a shorter one would be cut too early by a good part of itself
+WORTH_STAGING = 2 * AHEAD  # seconds of a run: a shorter one would be cut too early by most of itself
 
 
 class Scheduler:
@@ -38,7 +39,7 @@ class Scheduler:
         self._free = list(lanes)
         self._busy: dict[Lane, float] = {}  # when each will be free again, as far as the costs can tell
         self._soonest = 0.0  # when the first of the busy ones will be
-        self._inside: dict[Lane, int] = {}  # batches in each busy lane
+        self._inside: dict[Lane, list[float]] = {}  # the batches in each busy lane: seconds that each is expected to take
         self._start = start
         self._drop = drop
         self._armed = False
@@ -62,12 +63,15 @@ class Scheduler:
 
     def release(self, lane: Lane, heir: Lane) -> None:
         """A lane's run is over; `heir` takes its place, mostly itself."""
-        inside = self._inside.pop(lane, 1) - 1
-        if inside:  # the staged batch runs now
-            self._inside[lane] = inside
+        inside = self._inside.get(lane, [])
+        del inside[:1]
+        if inside:  # the staged batch runs from now on, whenever its start was expected
+            self._busy[lane] = monotonic() + inside[0]
+            self._soonest = min(self._busy.values())
             self._stage_in_time(lane)
         else:
             self._busy.pop(lane, None)
+            self._inside.pop(lane, None)
             if lane in self._free:
                 self._free.remove(lane)
             self._free.append(heir)
@@ -75,16 +79,16 @@ class Scheduler:
             self.arm()
 
     def _stage_in_time(self, lane: Lane) -> None:
-        """Let a lane take a second batch when its first is about to end."""
+        """Let a lane take a second batch when its first is about to end. Whole lanes go before."""
         now, ends = monotonic(), self._busy[lane]
         if lane.depth > 1 and ends - now > WORTH_STAGING:
             self._loop.call_at(self._loop.time() + ends - AHEAD - now, self._stage, lane, ends)
 
     def _stage(self, lane: Lane, ends: float) -> None:
-        if self._busy.get(lane) == ends and self._inside.get(lane) == 1 and lane not in self._free:
-            self._free.append(lane)
-            if self._queue.lines:
-                self.arm()
+        still = self._busy.get(lane) == ends and len(self._inside[lane]) == 1 and lane not in self._free
+        if still and self._queue.lines and self._queue.rows >= self._batcher.enough(self._queue):
+            self._free.insert(0, lane)
+            self.arm()
 
     def withdraw(self, lane: Lane) -> None:
         """A lane is gone, free or not."""
@@ -98,7 +102,7 @@ class Scheduler:
         self._armed = False
         self._wake_no_more()
         for _ in range(len(self._free)):
-            if self.share is not None and not self.share.take(monotonic()):
+            if self.share is not None and not self._granted_now(self.share):
                 return
             if not self._cut():
                 self.over(0.0)
@@ -113,10 +117,12 @@ class Scheduler:
             self._timer = self._loop.call_at(self._loop.time() + cut.wake - now, self.arm)
         if cut.tickets:
             self._free.pop()
-            self._busy[lane] = begins + self._batcher.costs.mean(cut.rows, cut.length)
+            seconds = self._batcher.costs.mean(cut.rows, cut.length)
+            self._busy[lane] = begins + seconds
             self._soonest = min(self._busy.values())
-            inside = self._inside[lane] = self._inside.get(lane, 0) + 1
-            if lane.depth > inside:
+            inside = self._inside.setdefault(lane, [])
+            inside.append(seconds)
+            if lane.depth > len(inside):
                 self._stage_in_time(lane)
             self._start(cut, lane)
         if cut.dropped:
@@ -127,6 +133,10 @@ class Scheduler:
         """When each lane but the one at hand is free."""
         busy = [free for other, free in self._busy.items() if other is not lane]
         return (*busy, *(now for other in self._free if other is not lane and other not in self._busy))
+
+    def _granted_now(self, share: Share) -> bool:
+        """Whether the device lets the next lane run now, or after its run in hand."""
+        return share.stage(monotonic()) if self._free[-1] in self._busy else share.take(monotonic())
 
     def granted(self) -> bool:
         """The device is ours for one run: start it. False where there's nothing to run, or no lane free."""

@@ -43,6 +43,13 @@ class Share:
             return True
         return self._device.take(self, now)
 
+    def stage(self, now: float) -> bool:
+        """Whether a run may be lined up behind the one that the model has in hand: where no other model wants the device."""
+        if self._device.alone or self._device.quiet(self, now):
+            self.running += 1
+            return True
+        return False
+
     def give(self, seconds: float, now: float, *, more: bool) -> None:
         """A run is over, after so many seconds; 0 for one that came to nothing. `more`: the next could start at once."""
         self.running -= 1
@@ -108,6 +115,11 @@ class Device:
             share.waiting = True
             share.deficit = min(0.0, share.deficit)  # what it owes stays, what it didn't use in time is gone
             self._ring.append(share)
+
+    def quiet(self, share: Share, now: float) -> bool:
+        """Whether no other model waits, runs or ran a moment ago."""
+        others = [other for other in self.shares if other is not share]
+        return not any(other.waiting or other.running or now - other.ran < ACTIVE for other in others)
 
     def dispatch(self, now: float) -> None:
         """Start what may run of those that wait. Somebody who waits for slots to come free isn't overtaken by who needs fewer."""

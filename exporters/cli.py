@@ -15,13 +15,14 @@ from rich.console import Console
 from exporters.inspect import manifest_table
 from exporters.package import manifest_path
 from exporters.pipeline import Exported, export
-from exporters.plan import Plan, PlanError, parse_dynamic
+from exporters.plan import Plan, PlanError, parse_dynamic, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
 
 PLAIN_WIDTH = 120
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
+_HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -39,6 +40,8 @@ def main(
     format: Annotated[str, typer.Option(help="What to make.", metavar="onnx")] = "onnx",
     optimization_level: Annotated[int, typer.Option(help="How far the graph may be changed.", min=0, max=4)] = 2,
     precisions: Annotated[str, typer.Option(help="Precisions to make, separated by commas.", metavar="P,…")] = "fp32",
+    target: Annotated[str, typer.Option(help="What it's for: cpu, cuda or tensorrt.", metavar="TARGET")] = "cpu",
+    calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="FILE")] = None,
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the model's own code may take.", metavar="SECONDS")] = 600.0,
@@ -58,6 +61,8 @@ def main(
             format=format,
             level=optimization_level,
             precisions=_listed(precisions),
+            target=parse_target(target),
+            calibration=calibration,
             timeout=timeout,
         )
         with following(Console(stderr=True)) as reporter:

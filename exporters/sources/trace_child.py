@@ -124,6 +124,14 @@ def declared(module: ModuleType, name: str) -> Any:
     return function() if callable(function) else None
 
 
+def calibrate(module: ModuleType, study: Any, seed: int, path: Path) -> dict[str, Any]:
+    """Write the rows that precisions are calibrated on: the module's own, else made from the example."""
+    state, studying = own("trace_state"), own("trace_study")
+    given = declared(module, "calibration")
+    rows = None if given is None else state.as_arrays(given)
+    return {"calibration": studying.save_calibration(study, rows, seed, path), "calibration_declared": rows is not None}
+
+
 def work(job: dict[str, Any], folder: Path, stages: Stages) -> dict[str, Any]:
     """All stages in order. Returns what result.json says."""
     with stages.enter("start"):
@@ -151,6 +159,9 @@ def work(job: dict[str, Any], folder: Path, stages: Stages) -> dict[str, Any]:
     with stages.enter("samples"):
         study.save(folder / "parity.npz")
         result = study.result()
+    if job["calibrate"]:
+        with stages.enter("calibration"):
+            result |= calibrate(module, study, job["seed"] + 1, folder / "calibration.npz")
     warnings = [f"{Path(file).name}:{line}: {text}" for file, line, text in caught if stages.is_theirs(file)]
     return {**result, "warnings": warnings, "code": getattr(module, "__file__", None), "torch": state.TORCH_VERSION}
 

@@ -82,7 +82,7 @@ def test_the_command_needs_no_torch_until_it_runs(tmp_path: Path) -> None:
         (["--optimization-level", "3"], 2, "error: --optimization-level 3: not built yet; built are 0, 1, 2"),
         (["--optimization-level", "4"], 2, "not built yet"),
         (["--optimization-level", "5"], 2, "--optimization-level"),
-        (["--precisions", "fp32,int8"], 2, "error: --precisions int8: not built yet; built are fp32"),
+        (["--precisions", "fp32,int8"], 2, "error: --precisions int8: not built yet; built are fp32, fp16"),
         (["--format", "tensorrt"], 2, "error: --format tensorrt: not built yet; built are onnx"),
         (["--dynamic", "features"], 2, "expected NAME:AXIS[=MAX]"),
         (["--weights", "none.pt"], 2, "--weights none.pt: no such file"),

@@ -1,0 +1,62 @@
+"""Makes the variant of a precision from the FP32 graph: the first way that holds its gate, or no variant and an ExportError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from exporters.draft import Candidate, Draft
+from exporters.formats import to_onnx
+from exporters.parity import measure
+from exporters.plan import ExportError
+from exporters.precision import cast
+from exporters.precision.calibration import calibration_set
+from exporters.precision.ranges import observe
+from exporters.proof import admit, prove
+
+
+def learn_ranges(draft: Draft) -> None:
+    """Read the calibration rows and run the FP32 graph on them. Raises ExportError where they don't fit the model."""
+    draft.calibration = calibration_set(draft.plan.calibration, draft.traced, draft.inputs)
+    draft.ranges = observe(draft.base.file, draft.calibration.batches, measure.threads())
+
+
+def make(draft: Draft, precision: str) -> None:
+    """Add the variant of `precision` to the draft. Raises ExportError: by how much every way of making it fails its gate."""
+    made = MAKERS[precision](draft)
+    draft.variants[precision] = made
+    if made.kept:
+        some = ", ".join(made.kept[:3]) + (", …" if len(made.kept) > 3 else "")
+        draft.reporter.note(f"{precision}: {len(made.kept)} of {draft.base.graph.nodes} nodes stay FP32 ({some})")
+
+
+def _fp32(draft: Draft) -> Candidate:
+    return draft.base
+
+
+def _fp16(draft: Draft) -> Candidate:
+    """With stand-ins for infinity cut to FP16's largest number; where that breaks the model, with them in FP32."""
+    ways = dict.fromkeys(cast.out_of_range(draft.base.file, draft.ranges, saturate) for saturate in (True, False))
+    failures: list[str] = []
+    for number, kept in enumerate(ways):
+        file = draft.path(f"fp16-{number}")
+        cast.cast(draft.base.file, file, kept)
+        made = Candidate("fp16", "cast to FP16", draft.base.level, file, to_onnx.check(file), dict(draft.base.nodes), kept, calibrated=True)
+        made.nodes["cast"] = made.graph.nodes
+        admit(draft, made)
+        if prove(draft, made):
+            return made
+        failures = made.failures
+    raise refusal(draft, "fp16", failures)
+
+
+def refusal(draft: Draft, precision: str, failures: list[str]) -> ExportError:
+    """What to say of a precision that can't be made."""
+    others = ",".join(other for other in draft.plan.precisions if other != precision) or "fp32"
+    return ExportError(
+        f"{draft.plan.model.label}: {precision} isn't the same model: {'; '.join(failures)}; "
+        f"--precisions {others} does without{draft.suspects()}"
+    )
+
+
+MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16})

@@ -1,0 +1,94 @@
+"""Several precisions of one model: each is proved, and the entry serves each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters.pipeline import Exported, export
+from exporters.plan import GATES, ExportError, Gate
+from server.repository.manifest import file_sha256, read_manifest
+from tests.exporters.conftest import Remembers, plan, served, write_user
+
+PRECISIONS = ("fp32", "fp16")
+IMAGES = np.random.default_rng(5).random((6, 1, 8, 8), np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_user(tmp_path_factory.mktemp("variants") / "user")
+
+
+@pytest.fixture(scope="module")
+def told() -> Remembers:
+    return Remembers()
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, told: Remembers) -> Exported:
+    """A small CNN in every precision."""
+    np.savez(folder / "calibration.npz", image=np.random.default_rng(6).random((20, 1, 8, 8), np.float32))
+    return export(plan(folder, "Cnn", "image.npz", precisions=PRECISIONS, calibration=folder / "calibration.npz"), told)
+
+
+def test_the_entry_holds_a_file_and_a_proof_for_each(exported: Exported, told: Remembers) -> None:
+    assert exported.entry is not None
+    assert read_manifest(exported.entry / "manifest.json") == exported.manifest
+    for variant, precision in zip(exported.manifest.variants, PRECISIONS, strict=True):
+        assert (variant.precision, variant.file, variant.target) == (precision, f"model.{precision}.onnx", "cpu")
+        assert variant.sha256 == file_sha256(exported.entry / variant.file)
+        assert variant.parity.cosine_mean is not None
+        assert variant.parity.cosine_mean >= GATES[precision].cosine
+        assert variant.parity.device is not None
+        assert variant.parity.device.startswith("cpu (")
+        assert variant.latency is not None
+        assert set(variant.latency.seconds) == {1, 8, 32}
+    assert [title for title in told.steps if "make" in title] == [f"make {name} and prove it" for name in PRECISIONS[1:]]
+
+
+def test_calibration_is_on_record(exported: Exported) -> None:
+    first, *others = exported.manifest.variants
+    assert first.calibration is None
+    for variant in others:
+        assert variant.calibration is not None
+        assert (variant.calibration.origin, variant.calibration.rows) == ("--calibration", 20)
+        assert 0.0 <= variant.calibration.inputs["image"].least < variant.calibration.inputs["image"].greatest <= 1.0
+
+
+def test_half_the_bits_are_half_the_file(exported: Exported) -> None:
+    fp32, fp16 = (exported.manifest.variant(precision) for precision in ("fp32", "fp16"))
+    assert fp32 is not None
+    assert fp16 is not None
+    assert fp16.size < 0.7 * fp32.size
+    assert fp16.method == "cast to FP16"
+    assert {"exported", "cleaned", "cast"} == set(fp16.nodes)
+
+
+def test_the_server_takes_the_precision_that_is_asked_for(exported: Exported) -> None:
+    wanted = served(exported, {"image": IMAGES})["output_0"]
+    for precision in PRECISIONS[1:]:
+        found = served(exported, {"image": IMAGES}, precision)["output_0"]
+        gap = float(np.abs(found - wanted).max())
+        assert 0 < gap <= GATES[precision].relative * float(np.abs(wanted).max())
+
+
+def test_a_precision_that_fails_its_gate_is_not_written(folder: Path, reporter: Remembers) -> None:
+    strict = {**GATES, "fp16": Gate(relative=1e-9, cosine=0.0, confident=1.0)}
+    asked = replace(plan(folder, "Mlp", "features.npz", precisions=("fp32", "fp16"), name="strict"), gates=strict)
+    with pytest.raises(
+        ExportError, match=r"nets\.py:Mlp: fp16 isn't the same model: output 'output_0' differs .*--precisions fp32 does without"
+    ):
+        export(asked, reporter)
+    assert not (folder / "models" / "strict").exists()
+
+
+def test_another_target_is_proved_here_but_not_timed(folder: Path, reporter: Remembers) -> None:
+    exported = export(plan(folder, "Mlp", "features.npz", precisions=("fp16",), target="cuda", name="cuda"), reporter)
+    (variant,) = exported.manifest.variants
+    assert (variant.precision, variant.target, variant.latency) == ("fp16", "cuda", None)
+    assert any("proved on this CPU but not timed" in note for note in reporter.notes)
+    assert variant.calibration is not None
+    assert variant.calibration.origin == "made from the example"

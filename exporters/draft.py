@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,25 @@ class Candidate:
     failures: list[str] = field(default_factory=list)
     seconds: dict[int, float] = field(default_factory=dict)
     tried: tuple[Tried, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """What its worst output's rows lack to a mean cosine of 1; infinite before it was proved."""
+        return max((1.0 - part.cosine_mean for part in self.distances.values()), default=math.inf)
+
+    def record(self, verdict: str) -> Tried:
+        """What the manifest keeps of a candidate."""
+        found = self.distances.values()
+        return Tried(
+            method=self.method,
+            optimization_level=self.level,
+            size=self.file.stat().st_size,
+            nodes=self.graph.nodes,
+            max_relative=max((part.max_relative for part in found), default=None),
+            cosine_mean=min((part.cosine_mean for part in found), default=None),
+            seconds=self.seconds,
+            verdict=verdict,
+        )
 
 
 @dataclass(slots=True)

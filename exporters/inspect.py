@@ -13,18 +13,21 @@ from server.repository.manifest import Manifest, Parity, Variant
 
 
 def manifest_table(manifest: Manifest) -> Table:
-    """Size, nodes, measured latency and parity of each variant; of several also their speed against the first, and their cosine."""
+    """Size, nodes, measured latency and parity of each variant; of several their speed against the first, of other
+    precisions than FP32 their cosine.
+    """
     variants = manifest.variants
     rows = sorted({rows for variant in variants if variant.latency for rows in variant.latency.seconds})
     latency = f"ms at\n{'/'.join(map(str, rows))} row{'s' if rows != [1] else ''}" if rows else "ms"
     several = len(variants) > 1
+    inexact = any(variant.precision != "fp32" for variant in variants)
     columns = (
-        *(("level", _level), ("size", lambda variant: decimal(variant.size)), ("nodes", _last_nodes if several else _nodes)),
+        *(("level", _level), ("size", lambda variant: decimal(variant.size)), ("nodes", _last_nodes if inexact else _nodes)),
         (latency, lambda variant: _latency(variant, rows)),
         *((("speed", lambda variant: _speed(variants[0], variant)),) if several else ()),
         ("differs\nby", lambda variant: f"{variant.parity.max_abs:.1e}"),
-        *((("mean\ncosine", lambda variant: _cosine(variant.parity.cosine_mean)),) if several else ()),
-        ("top-1\ndiffers", lambda variant: _top1(variant.parity, several)),
+        *((("mean\ncosine", lambda variant: _cosine(variant.parity.cosine_mean)),) if inexact else ()),
+        ("top-1\ndiffers", lambda variant: _top1(variant.parity, inexact)),
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("variant")

@@ -21,7 +21,7 @@ from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
 from exporters.provenance import manifest
 from exporters.sources import pytorch
-from exporters.variants import learn_ranges, make
+from exporters.variants.make import learn_ranges, make
 from server.backends.registry import backend_named
 from server.repository.manifest import Manifest
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from server.errors import TidegateError
 
 LEVELS_BUILT = (0, 1, 2)
-PRECISIONS_BUILT = ("fp32", "fp16")
+PRECISIONS_BUILT = ("fp32", "fp16", "int8")
 Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 FORMATS_BUILT = ("onnx",)

@@ -32,6 +32,16 @@ def prove(draft: Draft, candidate: Candidate) -> bool:
     return not candidate.failures
 
 
+def judge(draft: Draft, candidate: Candidate) -> bool:
+    """Admit and prove one of several candidates; one that doesn't load or run fails like one that isn't the same model."""
+    try:
+        admit(draft, candidate)
+        return prove(draft, candidate)
+    except ExportError as error:
+        candidate.failures = [str(error).removeprefix(f"{draft.plan.model.label}: ").partition("\n")[0]]
+        return False
+
+
 def time_together(draft: Draft, candidates: Sequence[Candidate]) -> None:
     """Time the candidates in turns, so that what else the machine does falls on all of them alike."""
     with ExitStack() as stack:

@@ -29,7 +29,7 @@ def test_a_plan_has_defaults() -> None:
     [
         ({"level": 3}, "--optimization-level 3: not built yet; built are 0, 1, 2"),
         ({"level": 4}, "not built yet"),
-        ({"precisions": ("fp32", "int8")}, "--precisions int8: not built yet"),
+        ({"precisions": ("fp32", "int4")}, "--precisions int4: not built yet; built are fp32, fp16, int8"),
         ({"precisions": ()}, "--precisions names none"),
         ({"precisions": ("fp16", "fp16")}, "names one twice"),
         ({"precisions": ("fp32", "bf16")}, "--precisions bf16: onnxruntime has no bf16 on CPUs, and a T4 none at all; ask for fp16"),

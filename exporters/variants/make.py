@@ -13,6 +13,7 @@ from exporters.precision import cast
 from exporters.precision.calibration import calibration_set
 from exporters.precision.ranges import observe
 from exporters.proof import admit, prove
+from exporters.variants.eight_bits import EightBits
 
 
 def learn_ranges(draft: Draft) -> None:
@@ -50,6 +51,25 @@ def _fp16(draft: Draft) -> Candidate:
     raise refusal(draft, "fp16", failures)
 
 
+def _int8(draft: Draft) -> Candidate:
+    """By the scheme that differs least; where none holds, by the one that comes nearest, with as few nodes in FP32 as it takes."""
+    eight = EightBits(draft)
+    tried = [eight.made(scheme) for scheme in eight.schemes]
+    holding = [made for made in tried if not made.failures]
+    nearest = min(holding or tried, key=lambda made: made.error)
+    chosen = nearest if holding else eight.sparing(nearest)
+    if chosen is None:
+        raise refusal(draft, "int8", nearest.failures)
+    chosen.tried = tuple(made.record(_verdict(made, chosen)) for made in [*tried, *([] if chosen in tried else [chosen])])
+    return chosen
+
+
+def _verdict(made: Candidate, chosen: Candidate) -> str:
+    if made is chosen:
+        return "kept"
+    return "; ".join(made.failures) or "holds its gate, but differs more"
+
+
 def refusal(draft: Draft, precision: str, failures: list[str]) -> ExportError:
     """What to say of a precision that can't be made."""
     others = ",".join(other for other in draft.plan.precisions if other != precision) or "fp32"
@@ -59,4 +79,4 @@ def refusal(draft: Draft, precision: str, failures: list[str]) -> ExportError:
     )
 
 
-MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16})
+MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16, "int8": _int8})

@@ -11,9 +11,9 @@ import pytest
 from exporters.pipeline import Exported, export
 from exporters.plan import GATES, ExportError, Gate
 from server.repository.manifest import file_sha256, read_manifest
-from tests.exporters.conftest import Remembers, plan, served, write_user
+from tests.exporters.conftest import Remembers, Writer, plan, served, write_user
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 IMAGES = np.random.default_rng(5).random((6, 1, 8, 8), np.float32)
 
 
@@ -67,6 +67,15 @@ def test_half_the_bits_are_half_the_file(exported: Exported) -> None:
     assert {"exported", "cleaned", "cast"} == set(fp16.nodes)
 
 
+def test_a_quarter_of_the_bits(exported: Exported) -> None:
+    int8 = exported.manifest.variant("int8")
+    assert int8 is not None
+    assert (int8.method or "").startswith("static QDQ, U8 activations, S8 weights per channel, ")
+    assert {"QuantizeLinear", "DequantizeLinear"} <= set(int8.operators)
+    assert sorted(tried.verdict for tried in int8.tried)[-1] == "kept"
+    assert len(int8.tried) == 2
+
+
 def test_the_server_takes_the_precision_that_is_asked_for(exported: Exported) -> None:
     wanted = served(exported, {"image": IMAGES})["output_0"]
     for precision in PRECISIONS[1:]:
@@ -92,3 +101,50 @@ def test_another_target_is_proved_here_but_not_timed(folder: Path, reporter: Rem
     assert any("proved on this CPU but not timed" in note for note in reporter.notes)
     assert variant.calibration is not None
     assert variant.calibration.origin == "made from the example"
+
+
+OUTLIERS = """
+import torch
+from torch import nn
+
+class make(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b, self.c = nn.Linear(8, 32, bias=False), nn.Linear(32, 16, bias=False), nn.Linear(16, 6, bias=False)
+        scale = torch.ones(32)
+        scale[5] = 500.0
+        self.a.weight.data *= scale[:, None]
+        self.b.weight.data /= scale
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x) / 500) * 500)))
+
+def example():
+    return {"x": torch.randn(64, 8, generator=torch.Generator().manual_seed(0))}
+"""
+
+
+def test_a_layer_behind_an_outlier_stays_fp32(written: Writer, user: Path, reporter: Remembers) -> None:
+    asked = plan(user, "Mlp", None, model=written(OUTLIERS), precisions=("fp32", "int8"))
+    exported = export(asked, reporter)
+    variant = exported.manifest.variant("int8")
+    assert variant is not None
+    assert variant.kept_fp32 == ("/model/b/MatMul",)
+    assert any(note.startswith("int8: 1 of ") for note in reporter.notes)
+    first, last = variant.tried[0], variant.tried[-1]
+    assert "is let through" in first.verdict
+    assert last.verdict == "kept"
+    assert first.cosine_mean is not None
+    assert last.cosine_mean is not None
+    assert first.cosine_mean < GATES["int8"].cosine <= last.cosine_mean
+
+
+def test_int8_that_nothing_saves_is_refused(user: Path, reporter: Remembers) -> None:
+    strict = {**GATES, "int8": Gate(relative=0.5, cosine=1.0, confident=1.0)}
+    asked = replace(plan(user, "Mlp", "features.npz", precisions=("int8",)), gates=strict)
+    with pytest.raises(
+        ExportError, match=r"nets\.py:Mlp: int8 isn't the same model: output 'output_0' points elsewhere: .*below 1; --precisions fp32 does"
+    ):
+        export(asked, reporter)
+    assert not (user / "models").exists()

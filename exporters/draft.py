@@ -11,7 +11,7 @@ from typing import Protocol
 
 from exporters.formats.to_onnx import Graph
 from exporters.parity import measure
-from exporters.plan import Plan
+from exporters.plan import Gate, Plan
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.ranges import Range
 from exporters.sources.pytorch import Traced
@@ -77,19 +77,27 @@ class Candidate:
 
 @dataclass(slots=True)
 class Draft:
-    """What the steps of an export fill in, in order. `base` is the FP32 graph that the other precisions are made from."""
+    """What the steps of an export fill in, in order.
+
+    `base` is the portable FP32 graph that the other precisions are made from; `fused` is the one that level 3 kept.
+    """
 
     plan: Plan
     work: Path
     reporter: Reporter
     traced: Traced = field(init=False)
     base: Candidate = field(init=False)
+    fused: Candidate | None = None
     inputs: tuple[TensorSpec, ...] = ()
     calibration: CalibrationSet | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
     variants: dict[str, Candidate] = field(default_factory=dict)
     manifest: Manifest = field(init=False)
     entry: Path | None = None
+
+    def gate(self, candidate: Candidate) -> Gate:
+        """What the candidate must hold."""
+        return self.plan.gates["approximate" if candidate.precision == "fp32" and candidate.level >= 4 else candidate.precision]
 
     def path(self, name: str) -> Path:
         """A place for a file of the export's own."""

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
-from exporters.parity.report import speed_up
+from exporters.optimize.choose import speed_up
 from server.repository.manifest import Manifest, Parity, Variant
 
 

@@ -15,20 +15,21 @@ from pathlib import Path
 from exporters.draft import BACKEND, Candidate, Draft, Reporter
 from exporters.formats import to_onnx
 from exporters.optimize import cleanup
+from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
-from exporters.parity.report import speed_up
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
 from exporters.provenance import manifest
 from exporters.sources import pytorch
-from exporters.variants.make import learn_ranges, make
+from exporters.variants.make import choose_graph, learn_ranges, make
 from server.backends.registry import backend_named
 from server.repository.manifest import Manifest
 
 NEEDED = {"torch": "torch", "onnx": "onnx", "onnxslim": "onnxslim"}
 """Modules that an export needs beyond the core, and the packages that bring them."""
-NO_GAIN = 1.05
-"""Below this, a ratio of two latencies on a machine that does other things says nothing."""
+
+PORTABLE = 2
+"""Up to this level the file is plain ONNX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Exported:
 def steps(plan: Plan) -> tuple[Step, ...]:
     """What the plan takes, in order."""
     clean = (Step("clean the graph", _clean),) if plan.level >= 1 else ()
+    further = (Step("choose its graph", choose_graph),) if plan.level > PORTABLE else ()
     learn = (Step("see what its tensors hold", learn_ranges),) if plan.calibrates else ()
     made = tuple(Step(f"make {name} and prove it", partial(make, precision=name)) for name in plan.precisions if name != "fp32")
     return (
@@ -56,6 +58,7 @@ def steps(plan: Plan) -> tuple[Step, ...]:
         Step("check the ONNX file", _check),
         *clean,
         Step("prove it against PyTorch", _prove),
+        *further,
         *learn,
         *made,
         Step("measure its latency", _time),
@@ -104,7 +107,7 @@ def _check(draft: Draft) -> None:
     for spec in draft.traced.inputs:
         if spec not in draft.inputs:
             draft.reporter.note(f"input {spec.name!r} reaches no output: the exported model doesn't take it")
-    draft.base = Candidate("fp32", "as exported", draft.plan.level, file, graph, {"exported": graph.nodes})
+    draft.base = Candidate("fp32", "as exported", min(draft.plan.level, PORTABLE), file, graph, {"exported": graph.nodes})
     admit(draft, draft.base)
 
 
@@ -136,7 +139,7 @@ def _time(draft: Draft) -> None:
     time_together(draft, variants)
     for variant in variants[1:]:
         gain = speed_up(variants[0].seconds, variant.seconds)
-        if gain < 1 / NO_GAIN:
+        if gain < 1 / MARGIN:
             draft.reporter.note(f"{variant.precision} is slower than {variants[0].precision} on this CPU ({gain:.2f} times its speed)")
 
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from server.errors import TidegateError
 
-LEVELS_BUILT = (0, 1, 2)
+LEVELS_BUILT = (0, 1, 2, 3, 4)
 PRECISIONS_BUILT = ("fp32", "fp16", "int8")
 Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -55,11 +55,13 @@ class Gate:
 GATES: Mapping[str, Gate] = MappingProxyType(
     {
         "fp32": Gate(relative=1e-4, cosine=0.9999, confident=0.01),
+        "approximate": Gate(relative=5e-3, cosine=0.9999, confident=0.01),
         "fp16": Gate(relative=2e-2, cosine=0.999, confident=0.01),
         "int8": Gate(relative=0.5, cosine=0.98, confident=0.05),
     }
 )
-"""Accuracy alone hides damage on a few hundred rows, and so does cosine on the rows that matter: a precision must hold all three."""
+"""Accuracy alone hides damage on a few hundred rows, and so does cosine on the rows that matter: a precision must hold all three.
+`approximate` is FP32 at level 4, where an operator may be computed by an approximation."""
 
 
 @dataclass(frozen=True, slots=True)

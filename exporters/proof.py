@@ -27,7 +27,7 @@ def prove(draft: Draft, candidate: Candidate) -> bool:
     """Run the candidate on PyTorch's own samples; whether it holds its precision's gate. Raises ExportError where a batch fails."""
     with draft.opened(candidate) as backend:
         candidate.distances = measure.distances(backend, draft.traced.samples())
-    gate = draft.plan.gates[candidate.precision]
+    gate = draft.gate(candidate)
     candidate.failures = report.failures(candidate.distances, draft.traced.outputs, gate)
     return not candidate.failures
 

@@ -36,7 +36,7 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
 
 def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
     runtime, device = backend_named(BACKEND).version, measure.device()
-    proof = report.parity(made.distances, draft.traced.rows, draft.plan.gates[made.precision].relative)
+    proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
     latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
     return Variant(
         file=file,

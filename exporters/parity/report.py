@@ -51,12 +51,6 @@ def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate:
     return told
 
 
-def speed_up(reference: Mapping[int, float], seconds: Mapping[int, float]) -> float:
-    """How many times the reference's speed a variant has: the geometric mean over the batch sizes that both were timed at."""
-    ratios = [reference[rows] / taken for rows, taken in seconds.items() if rows in reference]
-    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
-
-
 def _differs(part: Distance, tolerance: float) -> str:
     if math.isinf(part.max_abs):
         return "has NaN or infinities where PyTorch has numbers, or the other way round"

@@ -7,12 +7,14 @@ from types import MappingProxyType
 
 from exporters.draft import Candidate, Draft
 from exporters.formats import to_onnx
+from exporters.optimize.fuse import DOMAIN
 from exporters.parity import measure
 from exporters.plan import ExportError
 from exporters.precision import cast
 from exporters.precision.calibration import calibration_set
 from exporters.precision.ranges import observe
-from exporters.proof import admit, prove
+from exporters.proof import judge
+from exporters.variants import levels
 from exporters.variants.eight_bits import EightBits
 
 
@@ -35,20 +37,41 @@ def _fp32(draft: Draft) -> Candidate:
     return draft.base
 
 
+def choose_graph(draft: Draft) -> None:
+    """Level 3 and up: replace FP32's variant by the graph that was measured to be faster, if there is one."""
+    chosen = levels.settle(draft, levels.candidates(draft))
+    levels.note_fallback(draft, chosen)
+    draft.fused = chosen if chosen.level > draft.base.level else None
+    if "fp32" in draft.variants:
+        draft.variants["fp32"] = chosen
+
+
 def _fp16(draft: Draft) -> Candidate:
-    """With stand-ins for infinity cut to FP16's largest number; where that breaks the model, with them in FP32."""
-    ways = dict.fromkeys(cast.out_of_range(draft.base.file, draft.ranges, saturate) for saturate in (True, False))
+    """From the graph that FP32 kept; where that fails, from the portable one."""
+    sources = [draft.base] if draft.fused is None else [draft.fused, draft.base]
     failures: list[str] = []
-    for number, kept in enumerate(ways):
-        file = draft.path(f"fp16-{number}")
-        cast.cast(draft.base.file, file, kept)
-        made = Candidate("fp16", "cast to FP16", draft.base.level, file, to_onnx.check(file), dict(draft.base.nodes), kept, calibrated=True)
-        made.nodes["cast"] = made.graph.nodes
-        admit(draft, made)
-        if prove(draft, made):
+    for source in sources:
+        made = _cast(draft, source)
+        if not made.failures:
             return made
         failures = made.failures
     raise refusal(draft, "fp16", failures)
+
+
+def _cast(draft: Draft, source: Candidate) -> Candidate:
+    """With stand-ins for infinity cut to FP16's largest number; where that breaks the model, with them in FP32."""
+    rows = draft.calibration.batches if draft.calibration else ()
+    ranges = draft.ranges if source is draft.base else observe(source.file, rows, measure.threads())
+    ways = list(dict.fromkeys(cast.out_of_range(source.file, ranges, saturate) for saturate in (True, False)))
+    for number, kept in enumerate(ways):
+        file = draft.path(f"fp16-{source.level}-{number}")
+        cast.cast(source.file, file, kept)
+        graph = to_onnx.check(file, domains=(DOMAIN,) if source.level > draft.base.level else ())
+        method = f"cast to FP16, {source.method}" if source is draft.fused else "cast to FP16"
+        made = Candidate("fp16", method, source.level, file, graph, source.nodes | {"cast": graph.nodes}, kept, calibrated=True)
+        if judge(draft, made):
+            break
+    return made
 
 
 def _int8(draft: Draft) -> Candidate:
@@ -56,6 +79,8 @@ def _int8(draft: Draft) -> Candidate:
     eight = EightBits(draft)
     tried = [eight.made(scheme) for scheme in eight.schemes]
     holding = [made for made in tried if not made.failures]
+    if holding and draft.plan.level >= 4:
+        return levels.settle(draft, tried)
     nearest = min(holding or tried, key=lambda made: made.error)
     chosen = nearest if holding else eight.sparing(nearest)
     if chosen is None:

@@ -79,8 +79,6 @@ def test_the_command_needs_no_torch_until_it_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--optimization-level", "3"], 2, "error: --optimization-level 3: not built yet; built are 0, 1, 2"),
-        (["--optimization-level", "4"], 2, "not built yet"),
         (["--optimization-level", "5"], 2, "--optimization-level"),
         (["--precisions", "fp32,int4"], 2, "error: --precisions int4: not built yet; built are fp32, fp16, int8"),
         (["--target", "gpu"], 2, "error: --target gpu: expected cpu, cuda, tensorrt"),

@@ -27,8 +27,7 @@ def test_a_plan_has_defaults() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"level": 3}, "--optimization-level 3: not built yet; built are 0, 1, 2"),
-        ({"level": 4}, "not built yet"),
+        ({"level": 5}, "--optimization-level 5: not built yet; built are 0, 1, 2, 3, 4"),
         ({"precisions": ("fp32", "int4")}, "--precisions int4: not built yet; built are fp32, fp16, int8"),
         ({"precisions": ()}, "--precisions names none"),
         ({"precisions": ("fp16", "fp16")}, "names one twice"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.parity.report import failures, parity, speed_up
+from exporters.parity.report import failures, parity
 from exporters.plan import Gate
 from server.numerics import distance
 from server.tensors import TensorSpec
@@ -62,8 +62,3 @@ def test_rows_that_pytorch_is_sure_of_must_keep_their_class() -> None:
     (told,) = failures({"logits": distance(SCORES, swapped)}, [LOGITS], Gate(relative=2.0, cosine=0.0, confident=0.1))
     assert told == "output 'logits' has another best class in 1 of 2 rows that PyTorch is sure of; 10% are let through"
     assert failures({"logits": distance(SCORES, swapped)}, [LOGITS], Gate(relative=2.0, cosine=0.0, confident=0.5)) == []
-
-
-def test_speed_is_the_mean_over_batch_sizes() -> None:
-    assert speed_up({1: 1.0, 8: 8.0}, {1: 0.5, 8: 1.0}) == pytest.approx(4.0)
-    assert speed_up({1: 1.0}, {2: 3.0}) == 1.0

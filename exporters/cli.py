@@ -21,6 +21,7 @@ from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
 
 PLAIN_WIDTH = 120
+_HELP_MODEL = "FILE.py:FACTORY, MODULE:FACTORY, a Hugging Face folder or cached model (bert_base, …), or an example's name."
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
 _HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
@@ -30,7 +31,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Option(help="FILE.py:FACTORY, MODULE:FACTORY, or an example's name.", metavar="MODEL")],
+    model: Annotated[str, typer.Option(help=_HELP_MODEL, metavar="MODEL")],
     weights: Annotated[Path | None, typer.Option(help="State dict to load: .pt, .pth or .safetensors.", metavar="FILE")] = None,
     example: Annotated[Path | None, typer.Option(help=_HELP_EXAMPLE, metavar="FILE")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository to add a version to.", metavar="DIR")] = None,

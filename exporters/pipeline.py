@@ -81,7 +81,9 @@ def export(plan: Plan, reporter: Reporter) -> Exported:
 
 def check_packages(plan: Plan) -> None:
     """Raises ExportError that says what to install."""
-    needed = {**NEEDED, **({"safetensors": "safetensors"} if plan.weights and plan.weights.suffix == ".safetensors" else {})}
+    safetensors = plan.model.hub or (plan.weights and plan.weights.suffix == ".safetensors")
+    extra = {**({"safetensors": "safetensors"} if safetensors else {}), **({"transformers": "transformers"} if plan.model.hub else {})}
+    needed = {**NEEDED, **extra}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ExportError(f"packages that an export needs aren't installed ({', '.join(missing)}): pip install 'tidegate[export]'")

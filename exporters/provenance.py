@@ -12,16 +12,17 @@ from server.backends.registry import backend_named
 from server.repository.manifest import Latency, Manifest, Source, TensorEntry, Variant, file_sha256
 from server.tensors import TensorSpec
 
-TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "tidegate")
+TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "transformers", "tidegate")
 
 
 def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
     """The manifest of the draft's variants; `files` are their names by precision."""
     plan, traced = draft.plan, draft.traced
+    weights = plan.weights or (plan.model.hub and plan.model.hub / "model.safetensors")
     source = Source(
-        kind="pytorch",
+        kind="huggingface" if plan.model.hub else "pytorch",
         factory=plan.model.label,
-        weights_sha256=file_sha256(plan.weights) if plan.weights else None,
+        weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
         code_sha256=file_sha256(traced.code) if traced.code else None,
     )
     return Manifest(

@@ -106,6 +106,7 @@ def _job(plan: Plan) -> dict[str, Any]:
     return {
         "file": str(model.file) if model.file else None,
         "module": model.module,
+        "hub": str(model.hub) if model.hub else None,
         "factory": model.factory,
         "folders": [str(folder) for folder in model.folders],
         "weights": str(plan.weights.resolve()) if plan.weights else None,

@@ -97,7 +97,10 @@ def told(error: BaseException) -> str:
 
 
 def user_module(job: dict[str, Any]) -> ModuleType:
-    """Import the module that holds the factory, with a command line of its own."""
+    """Import the module that holds the factory, with a command line of its own; a folder of weights is made into one."""
+    if job["hub"]:
+        made: ModuleType = own("trace_hub").module_of(Path(job["hub"]))
+        return made
     sys.argv = [job["file"] or job["module"]]
     if job["file"]:
         path = Path(job["file"])

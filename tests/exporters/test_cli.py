@@ -85,7 +85,7 @@ def test_the_command_needs_no_torch_until_it_runs(tmp_path: Path) -> None:
         (["--format", "tensorrt"], 2, "error: --format tensorrt: not built yet; built are onnx"),
         (["--dynamic", "features"], 2, "expected NAME:AXIS[=MAX]"),
         (["--weights", "none.pt"], 2, "--weights none.pt: no such file"),
-        (["--model", "bert_base"], 2, "no model is known by that name"),
+        (["--model", "berta"], 2, "no model is known by that name"),
         (["--output", "none/o.onnx"], 1, "error: none/o.onnx: there is no folder none"),
     ],
 )

@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from exporters.draft import Candidate, Draft
-from exporters.formats import to_onnx
+from exporters.formats import to_onnx, to_trt
 from exporters.parity import measure, report
 from exporters.plan import ExportError
 from server.errors import ModelDefect
 
+SHOWN = 3
+
 
 def admit(draft: Draft, candidate: Candidate) -> None:
-    """The file must say of its tensors what PyTorch showed, and a session must load it. Raises ExportError."""
+    """The file must say of its tensors what PyTorch showed, a session must load it, and so must TensorRT if it's for that, as far as is
+    known without it. Raises ExportError.
+    """
     try:
         to_onnx.check_shapes(candidate.graph, draft.inputs, draft.traced.outputs)
+        if draft.plan.target == "tensorrt" and (faults := to_trt.faults(candidate.file, draft.inputs)):
+            more = f" (and {len(faults) - SHOWN} more)" if len(faults) > SHOWN else ""
+            raise ExportError(f"TensorRT doesn't take it: {'; '.join(faults[:SHOWN])}{more}")
         with draft.opened(candidate):
             pass
     except (ExportError, ModelDefect) as error:

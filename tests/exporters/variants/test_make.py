@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exporters.formats.to_trt import faults
 from exporters.pipeline import Exported, export
 from exporters.plan import GATES, ExportError, Gate
 from server.repository.manifest import file_sha256, read_manifest
@@ -101,6 +102,26 @@ def test_another_target_is_proved_here_but_not_timed(folder: Path, reporter: Rem
     assert any("proved on this CPU but not timed" in note for note in reporter.notes)
     assert variant.calibration is not None
     assert variant.calibration.origin == "made from the example"
+
+
+def test_what_tensorrt_takes(user: Path, reporter: Remembers) -> None:
+    asked = plan(user, "Cnn", "image.npz", precisions=("fp32", "fp16", "int8"), target="tensorrt")
+    exported = export(asked, reporter)
+    assert exported.entry is not None
+    for variant in exported.manifest.variants:
+        assert (variant.target, variant.latency) == ("tensorrt", None)
+        assert faults(exported.entry / variant.file, [entry.spec() for entry in variant.inputs]) == []
+    int8 = exported.manifest.variant("int8")
+    assert int8 is not None
+    assert "S8 symmetric" in (int8.method or "")
+
+
+def test_tensorrt_wants_a_greatest_length(user: Path, reporter: Remembers) -> None:
+    axes = {"input_ids": {1: None}, "attention_mask": {1: None}}
+    with pytest.raises(
+        ExportError, match=r"nets\.py:Text: TensorRT doesn't take it: axis 1 of 'input_ids' varies .*--dynamic input_ids:1=MAX"
+    ):
+        export(plan(user, "Text", "text.npz", dynamic=axes, target="tensorrt"), reporter)
 
 
 OUTLIERS = """

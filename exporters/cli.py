@@ -21,7 +21,7 @@ from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
 
 PLAIN_WIDTH = 120
-_HELP_MODEL = "FILE.py:FACTORY, MODULE:FACTORY, a Hugging Face folder or cached model (bert_base, …), or an example's name."
+_HELP_MODEL = "FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder or cached model (bert_base, …), or an example's name."
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
 _HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."

@@ -95,6 +95,11 @@ class Draft:
     manifest: Manifest = field(init=False)
     entry: Path | None = None
 
+    @property
+    def whose(self) -> str:
+        """Whose answers are the reference, in the words of messages."""
+        return "the file as it is" if self.plan.model.onnx else "PyTorch"
+
     def gate(self, candidate: Candidate) -> Gate:
         """What the candidate must hold."""
         return self.plan.gates["approximate" if candidate.precision == "fp32" and candidate.level >= 4 else candidate.precision]

@@ -50,14 +50,15 @@ class Exported:
 def steps(plan: Plan) -> tuple[Step, ...]:
     """What the plan takes, in order."""
     clean = (Step("clean the graph", _clean),) if plan.level >= 1 else ()
+    whose = "the file as it is" if plan.model.onnx else "PyTorch"
     further = (Step("choose its graph", choose_graph),) if plan.level > PORTABLE else ()
     learn = (Step("see what its tensors hold", learn_ranges),) if plan.calibrates else ()
     made = tuple(Step(f"make {name} and prove it", partial(make, precision=name)) for name in plan.precisions if name != "fp32")
     return (
-        Step(f"trace {plan.model.label}", _trace),
+        Step(f"{'read' if plan.model.onnx else 'trace'} {plan.model.label}", _trace),
         Step("check the ONNX file", _check),
         *clean,
-        Step("prove it against PyTorch", _prove),
+        Step(f"prove it against {whose}", _prove),
         *further,
         *learn,
         *made,

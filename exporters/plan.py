@@ -66,7 +66,8 @@ GATES: Mapping[str, Gate] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Where the model's factory is: a file or a module, and an attribute of it; or `hub`, a folder with a config and weights.
+    """Where the model's factory is: a file or a module, and an attribute of it; or `hub`, a folder with a config and weights;
+    or `onnx`, a file that was exported already.
 
     `folders` are put at the head of the child's import path, in order. `label` is how messages and the manifest call it.
     """
@@ -77,6 +78,7 @@ class ModelRef:
     file: Path | None = None
     module: str | None = None
     hub: Path | None = None
+    onnx: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,10 @@ class Plan:
         _check_built("--format", self.format, FORMATS_BUILT)
         _check_built("--optimization-level", self.level, LEVELS_BUILT)
         _check_precisions(self.precisions)
-        if self.model.hub and self.weights:
+        if (self.model.hub or self.model.onnx) and self.weights:
             raise PlanError(f"--weights {self.weights}: {self.model.label} brings its own")
+        if self.model.onnx and self.output_names:
+            raise PlanError(f"--output-names: the outputs of {self.model.label} have names")
         if self.repository is None and self.output is None:
             raise PlanError("nowhere to write: give --repository DIR (with --name NAME), --output FILE.onnx, or both")
         if self.output is not None and not is_name(self.output.name):

@@ -35,7 +35,7 @@ def prove(draft: Draft, candidate: Candidate) -> bool:
     with draft.opened(candidate) as backend:
         candidate.distances = measure.distances(backend, draft.traced.samples())
     gate = draft.gate(candidate)
-    candidate.failures = report.failures(candidate.distances, draft.traced.outputs, gate)
+    candidate.failures = report.failures(candidate.distances, draft.traced.outputs, gate, draft.whose)
     return not candidate.failures
 
 

@@ -18,9 +18,9 @@ TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "transfo
 def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
     """The manifest of the draft's variants; `files` are their names by precision."""
     plan, traced = draft.plan, draft.traced
-    weights = plan.weights or (plan.model.hub and plan.model.hub / "model.safetensors")
+    weights = plan.weights or plan.model.onnx or (plan.model.hub and plan.model.hub / "model.safetensors")
     source = Source(
-        kind="huggingface" if plan.model.hub else "pytorch",
+        kind="onnx" if plan.model.onnx else "huggingface" if plan.model.hub else "pytorch",
         factory=plan.model.label,
         weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
         code_sha256=file_sha256(traced.code) if traced.code else None,
@@ -36,6 +36,7 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
 
 
 def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
+    reference = "onnx-as-given" if draft.plan.model.onnx else "pytorch-fp32"
     runtime, device = backend_named(BACKEND).version, measure.device()
     proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
     latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
@@ -56,7 +57,7 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         operators=dict(made.graph.operators),
         inputs=tuple(_entry(spec) for spec in draft.inputs),
         outputs=tuple(_entry(spec) for spec in draft.traced.outputs),
-        parity=proof.model_copy(update={"runtime": runtime, "device": device}),
+        parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device}),
         latency=latency,
     )
 

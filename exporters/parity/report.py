@@ -33,26 +33,26 @@ def parity(found: Mapping[str, Distance], rows: Sequence[int], tolerance: float)
     )
 
 
-def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate: Gate) -> list[str]:
-    """For each output that isn't PyTorch's: by how much. Floats must hold the gate, other kinds may not differ at all."""
+def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate: Gate, whose: str = "PyTorch") -> list[str]:
+    """For each output that isn't the reference's (`whose`): by how much. Floats must hold the gate, other kinds may not differ at all."""
     told: list[str] = []
     for spec in outputs:
         part = found[spec.name]
         if spec.dtype.numpy.kind != "f":
             if part.max_abs > 0:
-                told.append(f"output {spec.name!r} ({spec.datatype}) differs from PyTorch by up to {part.max_abs:g}")
+                told.append(f"output {spec.name!r} ({spec.datatype}) differs from {whose} by up to {part.max_abs:g}")
         elif not part.max_relative <= gate.relative:
-            told.append(f"output {spec.name!r} {_differs(part, gate.relative)}")
+            told.append(f"output {spec.name!r} {_differs(part, gate.relative, whose)}")
         elif part.cosine_mean < gate.cosine:
             told.append(f"output {spec.name!r} points elsewhere: its rows' mean cosine is {part.cosine_mean:.4f}, below {gate.cosine:g}")
         elif (part.confident_disagreement or 0.0) > gate.confident:
-            rows = f"{part.confident_disagreements} of {part.confident} rows that PyTorch is sure of"
+            rows = f"{part.confident_disagreements} of {part.confident} rows that {whose} is sure of"
             told.append(f"output {spec.name!r} has another best class in {rows}; {gate.confident:.0%} are let through")
     return told
 
 
-def _differs(part: Distance, tolerance: float) -> str:
+def _differs(part: Distance, tolerance: float, whose: str) -> str:
     if math.isinf(part.max_abs):
-        return "has NaN or infinities where PyTorch has numbers, or the other way round"
+        return f"has NaN or infinities where {whose} has numbers, or the other way round"
     allowed = tolerance * max(part.scale, SCALE_FLOOR)
-    return f"differs from PyTorch by up to {part.max_abs:.3g}; at values up to {part.scale:.3g}, {allowed:.3g} is let through"
+    return f"differs from {whose} by up to {part.max_abs:.3g}; at values up to {part.scale:.3g}, {allowed:.3g} is let through"

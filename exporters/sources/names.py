@@ -1,4 +1,5 @@
-"""What `--model` may be: FILE.py:FACTORY, MODULE:FACTORY, a Hugging Face folder, a model in its local cache, or an example's name.
+"""What `--model` may be: FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder, a model in its local cache,
+or an example's name.
 
 Nothing is fetched: what isn't on this machine is an error that says how to get it.
 """
@@ -34,7 +35,7 @@ HUB: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Short names of models on the Hugging Face hub, each with its present name there and the one it had before."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-_FORMS = "FILE.py:FACTORY or MODULE:FACTORY, as in nets.py:Net, a Hugging Face folder or ORGANISATION/MODEL"
+_FORMS = "FILE.py:FACTORY or MODULE:FACTORY, as in nets.py:Net, FILE.onnx, a Hugging Face folder or ORGANISATION/MODEL"
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -46,6 +47,11 @@ def find_model(text: str, folder: Path, project: Path = PROJECT) -> ModelRef:
         return ModelRef(text, "make", (), hub=(folder / text).resolve())
     if text in HUB or _HUB_NAME.fullmatch(text):
         return ModelRef(text, "make", (), hub=_cached(text, HUB.get(text, (text,))))
+    if text.endswith(".onnx"):
+        path = (folder / text).resolve()
+        if not path.is_file():
+            raise PlanError(f"--model {text}: no file {path}")
+        return ModelRef(path.name, "make", (), onnx=path)
     where, colon, factory = text.rpartition(":")
     if not colon:
         if text.endswith(".py"):

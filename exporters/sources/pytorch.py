@@ -106,6 +106,7 @@ def _job(plan: Plan) -> dict[str, Any]:
     return {
         "file": str(model.file) if model.file else None,
         "module": model.module,
+        "onnx": str(model.onnx) if model.onnx else None,
         "hub": str(model.hub) if model.hub else None,
         "factory": model.factory,
         "folders": [str(folder) for folder in model.folders],

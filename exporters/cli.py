@@ -14,7 +14,7 @@ from rich.console import Console
 
 from exporters.inspect import manifest_table
 from exporters.package import manifest_path
-from exporters.pipeline import Exported, export
+from exporters.pipeline import Exported, export, steps
 from exporters.plan import Plan, PlanError, parse_dynamic, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
@@ -45,6 +45,7 @@ def main(
     calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="FILE")] = None,
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds that the model's own code may take.", metavar="SECONDS")] = 600.0,
 ) -> None:
     """Export a trained PyTorch model to ONNX, prove it against PyTorch, and add it to a model repository."""
@@ -66,6 +67,9 @@ def main(
             calibration=calibration,
             timeout=timeout,
         )
+        if dry_run:
+            typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))
+            return
         with following(Console(stderr=True)) as reporter:
             exported = export(plan, reporter)
         _show(exported)

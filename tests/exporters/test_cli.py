@@ -98,6 +98,25 @@ def test_usage(user: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
     assert result.stdout == ""
 
 
+def test_a_dry_run_prints_the_steps_and_does_nothing(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(user)
+    given = ["--model", "nets.py:Mlp", "--repository", "models", "--name", "net", "--precisions", "fp32,int8", "--optimization-level", "3"]
+    result = CliRunner().invoke(app, [*given, "--dry-run"])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "1. trace nets.py:Mlp",
+        "2. check the ONNX file",
+        "3. clean the graph",
+        "4. prove it against PyTorch",
+        "5. choose its graph",
+        "6. see what its tensors hold",
+        "7. make int8 and prove it",
+        "8. measure its latency",
+        "9. write the result",
+    ]
+    assert not (user / "models").exists()
+
+
 def test_a_repository_needs_a_name(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(user)
     result = CliRunner().invoke(app, ["--model", "nets.py:Mlp", "--repository", "models"])

@@ -57,7 +57,8 @@ def _heads(shape: Sequence[NDArray[Any] | None], width: int) -> Iterator[tuple[i
 def fuse(source: Path, target: Path, approximate: bool = False, attention: bool = True) -> Mapping[str, int]:
     """Write `source` with what could be fused. Returns the fused operators by count; without any, nothing is written.
 
-    `attention` False leaves attention as it is: its fusion drops a mask that it doesn't recognise, without a word. Raises ExportError
+    `attention` False leaves attention as it is: fused, a mask may be read as a length, which is right for padding at the end only
+    (measured on MiniLM: equal to 1e-7 there, cosine 0.23 with padding at the start, 0.80 with holes). Raises ExportError
     where onnxruntime's optimizer can't read the graph.
     """
     from onnxruntime.transformers.fusion_options import FusionOptions

@@ -1,7 +1,7 @@
 """Rows that a precision is calibrated on, and what a graph's tensors hold while it runs on them in FP32.
 
-The rows are the user's (`--calibration FILE.npz`, or `calibration()` beside the factory), else made from the example. They are never
-those of the proof: what is judged on its own calibration looks better than it is.
+The rows are the user's (`--calibration FILE.npz`, or `calibration()` beside the factory), else made from the example. They aren't
+meant to be those of the proof: what is judged on its own calibration looks better than it is. That they differ is the user's to see to.
 """
 
 from __future__ import annotations

@@ -75,7 +75,10 @@ def _cast(draft: Draft, source: Candidate) -> Candidate:
 
 
 def _int8(draft: Draft) -> Candidate:
-    """By the scheme that differs least; where none holds, by the one that comes nearest, with as few nodes in FP32 as it takes."""
+    """By the scheme that differs least; where none holds, by the one that comes nearest, with as few nodes in FP32 as it takes.
+
+    All are judged by the proof's own rows, so the parity of the one that's kept is somewhat flattered by the choice.
+    """
     eight = EightBits(draft)
     tried = [eight.made(scheme) for scheme in eight.schemes]
     holding = [made for made in tried if not made.failures]

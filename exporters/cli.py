@@ -14,14 +14,16 @@ from rich.console import Console
 
 from exporters.inspect import manifest_table
 from exporters.package import manifest_path
-from exporters.pipeline import Exported, export
-from exporters.plan import Plan, PlanError, parse_dynamic
+from exporters.pipeline import Exported, export, steps
+from exporters.plan import Plan, PlanError, parse_dynamic, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
 
 PLAIN_WIDTH = 120
+_HELP_MODEL = "FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder or cached model (bert_base, …), or an example's name."
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
+_HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -29,7 +31,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Option(help="FILE.py:FACTORY, MODULE:FACTORY, or an example's name.", metavar="MODEL")],
+    model: Annotated[str, typer.Option(help=_HELP_MODEL, metavar="MODEL")],
     weights: Annotated[Path | None, typer.Option(help="State dict to load: .pt, .pth or .safetensors.", metavar="FILE")] = None,
     example: Annotated[Path | None, typer.Option(help=_HELP_EXAMPLE, metavar="FILE")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository to add a version to.", metavar="DIR")] = None,
@@ -39,8 +41,11 @@ def main(
     format: Annotated[str, typer.Option(help="What to make.", metavar="onnx")] = "onnx",
     optimization_level: Annotated[int, typer.Option(help="How far the graph may be changed.", min=0, max=4)] = 2,
     precisions: Annotated[str, typer.Option(help="Precisions to make, separated by commas.", metavar="P,…")] = "fp32",
+    target: Annotated[str, typer.Option(help="What it's for: cpu, cuda or tensorrt.", metavar="TARGET")] = "cpu",
+    calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="FILE")] = None,
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds that the model's own code may take.", metavar="SECONDS")] = 600.0,
 ) -> None:
     """Export a trained PyTorch model to ONNX, prove it against PyTorch, and add it to a model repository."""
@@ -58,8 +63,13 @@ def main(
             format=format,
             level=optimization_level,
             precisions=_listed(precisions),
+            target=parse_target(target),
+            calibration=calibration,
             timeout=timeout,
         )
+        if dry_run:
+            typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))
+            return
         with following(Console(stderr=True)) as reporter:
             exported = export(plan, reporter)
         _show(exported)

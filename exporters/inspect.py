@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Table
 
-from server.repository.manifest import Manifest, Variant
+from exporters.optimize.choose import speed_up
+from server.repository.manifest import Manifest, Parity, Variant
 
 
 def manifest_table(manifest: Manifest) -> Table:
-    """Size, nodes, measured latency and parity of each variant."""
-    rows = sorted({rows for variant in manifest.variants if variant.latency for rows in variant.latency.seconds})
+    """Size, nodes, measured latency and parity of each variant; of several their speed against the first, of other
+    precisions than FP32 their cosine.
+    """
+    variants = manifest.variants
+    rows = sorted({rows for variant in variants if variant.latency for rows in variant.latency.seconds})
+    latency = f"ms at\n{'/'.join(map(str, rows))} row{'s' if rows != [1] else ''}" if rows else "ms"
+    several = len(variants) > 1
+    inexact = any(variant.precision != "fp32" for variant in variants)
+    columns = (
+        *(("level", _level), ("size", lambda variant: decimal(variant.size)), ("nodes", _last_nodes if inexact else _nodes)),
+        (latency, lambda variant: _latency(variant, rows)),
+        *((("speed", lambda variant: _speed(variants[0], variant)),) if several else ()),
+        ("differs\nby", lambda variant: f"{variant.parity.max_abs:.1e}"),
+        *((("mean\ncosine", lambda variant: _cosine(variant.parity.cosine_mean)),) if inexact else ()),
+        ("top-1\ndiffers", lambda variant: _top1(variant.parity, inexact)),
+    )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("variant")
-    latency = f"ms at\n{'/'.join(map(str, rows))} row{'s' if rows != [1] else ''}" if rows else "ms"
-    for column in ("level", "size", "nodes", latency, "differs\nby", "top-1\ndiffers"):
-        table.add_column(column, justify="right")
-    for variant in manifest.variants:
-        table.add_row(*_cells(variant, rows))
+    for title, _ in columns:
+        table.add_column(title, justify="right")
+    for variant in variants:
+        table.add_row(variant.precision, *(cell(variant) for _, cell in columns))
     return table
 
 
-def _cells(variant: Variant, rows: list[int]) -> list[str]:
+def _level(variant: Variant) -> str:
+    return str(variant.optimization_level)
+
+
+def _nodes(variant: Variant) -> str:
+    return " → ".join(str(count) for count in variant.nodes.values())
+
+
+def _last_nodes(variant: Variant) -> str:
+    return str(list(variant.nodes.values())[-1])
+
+
+def _latency(variant: Variant, rows: list[int]) -> str:
     seconds = variant.latency.seconds if variant.latency else {}
-    parity = variant.parity
-    return [
-        variant.precision,
-        str(variant.optimization_level),
-        decimal(variant.size),
-        " → ".join(str(count) for count in variant.nodes.values()),
-        " ".join(_milliseconds(seconds[count]) if count in seconds else "-" for count in rows),
-        f"{parity.max_abs:.1e}",
-        _top1(parity.top1_disagreement, parity.top1_upper95),
-    ]
+    return " ".join(_milliseconds(seconds[count]) if count in seconds else "-" for count in rows)
+
+
+def _speed(first: Variant, variant: Variant) -> str:
+    return f"{speed_up(first.latency.seconds, variant.latency.seconds):.2f}×" if first.latency and variant.latency else "-"
+
+
+def _cosine(cosine: float | None) -> str:
+    """Rounded down, so that only what is 1 but for FP32's rounding is called 1."""
+    return "-" if cosine is None else f"{math.floor((cosine + 1e-6) * 1e4) / 1e4:.4f}"
 
 
 def _milliseconds(seconds: float) -> str:
@@ -42,5 +70,7 @@ def _milliseconds(seconds: float) -> str:
     return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
-def _top1(share: float | None, upper: float | None) -> str:
-    return "-" if share is None or upper is None else f"{share:.1%} ≤ {upper:.1%}"
+def _top1(parity: Parity, brief: bool) -> str:
+    if parity.top1_disagreement is None or parity.top1_upper95 is None:
+        return "-"
+    return f"≤ {parity.top1_upper95:.1%}" if brief else f"{parity.top1_disagreement:.1%} ≤ {parity.top1_upper95:.1%}"

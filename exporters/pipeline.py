@@ -5,59 +5,31 @@ Nothing is written outside a temporary folder before the last step, so that a fa
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
+from exporters.draft import BACKEND, Candidate, Draft, Reporter
 from exporters.formats import to_onnx
 from exporters.optimize import cleanup
+from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
-from exporters.parity import measure, report
 from exporters.plan import ExportError, Plan
+from exporters.proof import admit, prove, time_together
+from exporters.provenance import manifest
 from exporters.sources import pytorch
-from server.backends.base import Backend, VariantSpec
+from exporters.variants.make import choose_graph, learn_ranges, make
 from server.backends.registry import backend_named
-from server.errors import ModelDefect
-from server.repository.manifest import Latency, Manifest, Parity, Source, TensorEntry, Variant, file_sha256
-from server.tensors import TensorSpec
+from server.repository.manifest import Manifest
 
-BACKEND = "onnxruntime"
 NEEDED = {"torch": "torch", "onnx": "onnx", "onnxslim": "onnxslim"}
 """Modules that an export needs beyond the core, and the packages that bring them."""
-TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "tidegate")
 
-
-class Reporter(Protocol):
-    """Who follows an export: told of each step and what it does now, and of notes that matter to the user."""
-
-    def step(self, number: int, total: int, title: str) -> None: ...
-
-    def detail(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-@dataclass(slots=True)
-class Draft:
-    """An export under way. `file` is the ONNX file as it is so far; `nodes` are its node counts after each step that changed it."""
-
-    plan: Plan
-    work: Path
-    reporter: Reporter
-    traced: pytorch.Traced = field(init=False)
-    file: Path = field(init=False)
-    graph: to_onnx.Graph = field(init=False)
-    inputs: tuple[TensorSpec, ...] = ()
-    nodes: dict[str, int] = field(default_factory=dict)
-    parity: Parity = field(init=False)
-    latency: Latency = field(init=False)
-    manifest: Manifest = field(init=False)
-    entry: Path | None = None
+PORTABLE = 2
+"""Up to this level the file is plain ONNX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +50,18 @@ class Exported:
 def steps(plan: Plan) -> tuple[Step, ...]:
     """What the plan takes, in order."""
     clean = (Step("clean the graph", _clean),) if plan.level >= 1 else ()
+    whose = "the file as it is" if plan.model.onnx else "PyTorch"
+    further = (Step("choose its graph", choose_graph),) if plan.level > PORTABLE else ()
+    learn = (Step("see what its tensors hold", learn_ranges),) if plan.calibrates else ()
+    made = tuple(Step(f"make {name} and prove it", partial(make, precision=name)) for name in plan.precisions if name != "fp32")
     return (
-        Step(f"trace {plan.model.label}", _trace),
+        Step(f"{'read' if plan.model.onnx else 'trace'} {plan.model.label}", _trace),
         Step("check the ONNX file", _check),
         *clean,
-        Step("prove it against PyTorch", _prove),
+        Step(f"prove it against {whose}", _prove),
+        *further,
+        *learn,
+        *made,
         Step("measure its latency", _time),
         Step("write the result", _package),
     )
@@ -103,7 +82,9 @@ def export(plan: Plan, reporter: Reporter) -> Exported:
 
 def check_packages(plan: Plan) -> None:
     """Raises ExportError that says what to install."""
-    needed = {**NEEDED, **({"safetensors": "safetensors"} if plan.weights and plan.weights.suffix == ".safetensors" else {})}
+    safetensors = plan.model.hub or (plan.weights and plan.weights.suffix == ".safetensors")
+    extra = {**({"safetensors": "safetensors"} if safetensors else {}), **({"transformers": "transformers"} if plan.model.hub else {})}
+    needed = {**NEEDED, **extra}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ExportError(f"packages that an export needs aren't installed ({', '.join(missing)}): pip install 'tidegate[export]'")
@@ -114,7 +95,6 @@ def _trace(draft: Draft) -> None:
     folder = draft.work / "trace"
     folder.mkdir()
     draft.traced = pytorch.trace(draft.plan, folder, draft.reporter.detail)
-    draft.file = draft.traced.file
     for warning in draft.traced.warnings[:3]:
         draft.reporter.note(f"the tracer took a constant at {warning}")
     if draft.traced.unbatched:
@@ -124,137 +104,61 @@ def _trace(draft: Draft) -> None:
 
 
 def _check(draft: Draft) -> None:
-    draft.graph = to_onnx.check(draft.file)
-    draft.inputs = to_onnx.kept_inputs(draft.graph, draft.traced.inputs)
+    file = draft.traced.file
+    graph = to_onnx.check(file)
+    draft.inputs = to_onnx.kept_inputs(graph, draft.traced.inputs)
     for spec in draft.traced.inputs:
         if spec not in draft.inputs:
             draft.reporter.note(f"input {spec.name!r} reaches no output: the exported model doesn't take it")
-    _check_graph(draft, "exported")
+    draft.base = Candidate("fp32", "as exported", min(draft.plan.level, PORTABLE), file, graph, {"exported": graph.nodes})
+    admit(draft, draft.base)
 
 
 def _clean(draft: Draft) -> None:
-    cleaned = draft.work / "cleaned.onnx"
-    cleanup.clean(draft.file, cleaned)
-    draft.file, draft.graph = cleaned, to_onnx.check(cleaned)
-    _check_graph(draft, "cleaned")
-
-
-def _check_graph(draft: Draft, step: str) -> None:
-    """The file must say of its tensors what PyTorch showed, and a session must load it."""
-    try:
-        to_onnx.check_shapes(draft.graph, draft.inputs, draft.traced.outputs)
-        _open(draft).close()
-    except (ExportError, ModelDefect) as error:
-        reason = str(error).removeprefix(f"{draft.file}: ")
-        raise ExportError(f"{draft.plan.model.label}: {reason}{_suspects(draft)}") from error
-    draft.nodes[step] = draft.graph.nodes
+    cleaned, before = draft.path("cleaned"), draft.base
+    cleanup.clean(before.file, cleaned)
+    graph = to_onnx.check(cleaned)
+    draft.base = Candidate("fp32", "cleaned by onnxslim", before.level, cleaned, graph, before.nodes | {"cleaned": graph.nodes})
+    admit(draft, draft.base)
 
 
 def _prove(draft: Draft) -> None:
-    plan, traced = draft.plan, draft.traced
-    backend = _open(draft)
+    label = draft.plan.model.label
     try:
-        found = measure.distances(backend, traced.samples())
+        proved = prove(draft, draft.base)
     except ExportError as error:
-        raise ExportError(f"{plan.model.label}: {error}{_suspects(draft)}") from error
-    finally:
-        backend.close()
-    tolerance = plan.tolerances[plan.precisions[0]]
-    failures = report.failures(found, traced.outputs, tolerance)
-    if failures:
-        raise ExportError(f"{plan.model.label}: not the same model: {'; '.join(failures)}{_suspects(draft)}")
-    draft.parity = report.parity(found, traced.rows, tolerance)
+        raise ExportError(f"{label}: {error}{draft.suspects()}") from error
+    if not proved:
+        raise ExportError(f"{label}: not the same model: {'; '.join(draft.base.failures)}{draft.suspects()}")
+    if "fp32" in draft.plan.precisions:
+        make(draft, "fp32")
 
 
 def _time(draft: Draft) -> None:
-    backend = _open(draft)
-    try:
-        seconds = measure.latency(backend, next(draft.traced.samples()), draft.traced.unbatched is None)
-    finally:
-        backend.close()
-    draft.latency = Latency(device=measure.device(), runtime=backend.version, threads=measure.threads(), seconds=seconds)
+    if draft.plan.target != "cpu":
+        draft.reporter.note(f"proved on this CPU but not timed: it's made for {draft.plan.target}, of whose speed a CPU says nothing")
+        return
+    variants = list(draft.variants.values())
+    time_together(draft, variants)
+    for variant in variants[1:]:
+        gain = speed_up(variants[0].seconds, variant.seconds)
+        if gain < 1 / MARGIN:
+            draft.reporter.note(f"{variant.precision} is slower than {variants[0].precision} on this CPU ({gain:.2f} times its speed)")
 
 
 def _package(draft: Draft) -> None:
     plan = draft.plan
     if plan.repository:
-        name = f"model.{plan.precisions[0]}.onnx"
-        draft.manifest = _manifest(draft, name)
-        draft.entry = write_entry(plan.repository, plan.name, plan.version, {name: draft.file}, draft.manifest)
+        names = {precision: f"model.{precision}.onnx" for precision in draft.variants}
+        draft.manifest = manifest(draft, names)
+        files = {names[precision]: made.file for precision, made in draft.variants.items()}
+        draft.entry = write_entry(plan.repository, plan.name, plan.version, files, draft.manifest)
     if plan.output:
-        draft.manifest = _manifest(draft, plan.output.name)
+        ((precision, made),) = draft.variants.items()
+        draft.manifest = manifest(draft, {precision: plan.output.name})
         try:
-            write_output(plan.output, draft.file, draft.manifest)
+            write_output(plan.output, made.file, draft.manifest)
         except OSError as error:
             if draft.entry is None:
                 raise
             raise ExportError(f"{draft.entry} is written, but {plan.output} isn't: {error.strerror or error}") from error
-
-
-def _open(draft: Draft) -> Backend:
-    plan = draft.plan
-    spec = VariantSpec(
-        model=plan.name,
-        version=str(plan.version or "new"),
-        precision=plan.precisions[0],
-        backend=BACKEND,
-        path=draft.file,
-        threads=measure.threads(),
-        optimization_level=plan.level,
-        inputs=draft.inputs,
-        outputs=draft.traced.outputs,
-    )
-    return backend_named(BACKEND).open(spec)
-
-
-def _suspects(draft: Draft) -> str:
-    """Where the tracer may have gone wrong, for a message."""
-    places = "".join(f"\n  {warning}" for warning in draft.traced.warnings[:5])
-    return f"\nthe tracer took Python values for constants here, where the fault may lie:{places}" if places else ""
-
-
-def _manifest(draft: Draft, file: str) -> Manifest:
-    plan, traced = draft.plan, draft.traced
-    variant = Variant(
-        file=file,
-        sha256=file_sha256(draft.file),
-        size=draft.file.stat().st_size,
-        precision=plan.precisions[0],
-        backend=BACKEND,
-        opset=draft.graph.opset,
-        optimization_level=plan.level,
-        nodes=draft.nodes,
-        operators=dict(draft.graph.operators),
-        inputs=tuple(_entry(spec) for spec in draft.inputs),
-        outputs=tuple(_entry(spec) for spec in traced.outputs),
-        parity=draft.parity,
-        latency=draft.latency,
-    )
-    source = Source(
-        kind="pytorch",
-        factory=plan.model.label,
-        weights_sha256=file_sha256(plan.weights) if plan.weights else None,
-        code_sha256=file_sha256(traced.code) if traced.code else None,
-    )
-    return Manifest(
-        model=plan.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        source=source,
-        tools=_tools(traced.torch),
-        unbatched=traced.unbatched,
-        variants=(variant,),
-    )
-
-
-def _entry(spec: TensorSpec) -> TensorEntry:
-    return TensorEntry(name=spec.name, datatype=spec.datatype, shape=spec.shape, batch_axis=spec.batch_axis, max_shape=spec.max_shape)
-
-
-def _tools(torch: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in TOOLS:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found | {"torch": torch}

@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal, get_args
 
 from server.errors import TidegateError
 
-LEVELS_BUILT = (0, 1, 2)
-PRECISIONS_BUILT = ("fp32",)
+LEVELS_BUILT = (0, 1, 2, 3, 4)
+PRECISIONS_BUILT = ("fp32", "fp16", "int8")
+Target = Literal["cpu", "cuda", "tensorrt"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 FORMATS_BUILT = ("onnx",)
 OPSET = 17
 """What TensorRT and the transformer fusers read; the TorchScript-based exporter writes it best."""
-TOLERANCES: Mapping[str, float] = MappingProxyType({"fp32": 1e-4})
-"""The largest difference from PyTorch that is let through, as a share of the output's largest value."""
+_BF16 = "onnxruntime has no bf16 on CPUs, and a T4 none at all"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 _DYNAMIC_AXIS = re.compile(r"(\d+)(?:=(\d+))?")
@@ -38,8 +40,34 @@ class PlanError(ExportError):
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """What a precision must hold against PyTorch in FP32, on every output.
+
+    `relative` is the largest difference, as a share of the output's largest value; `cosine` the least mean cosine of a row;
+    `confident` the largest share of rows whose best class differs, of those that PyTorch gives more than half to one class.
+    """
+
+    relative: float
+    cosine: float
+    confident: float
+
+
+GATES: Mapping[str, Gate] = MappingProxyType(
+    {
+        "fp32": Gate(relative=1e-4, cosine=0.9999, confident=0.01),
+        "approximate": Gate(relative=5e-3, cosine=0.9999, confident=0.01),
+        "fp16": Gate(relative=2e-2, cosine=0.999, confident=0.01),
+        "int8": Gate(relative=0.5, cosine=0.98, confident=0.05),
+    }
+)
+"""Accuracy alone hides damage on a few hundred rows, and so does cosine on the rows that matter: a precision must hold all three.
+`approximate` is FP32 at level 4, where an operator may be computed by an approximation."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRef:
-    """Where the model's factory is: a file or a module, and an attribute of it.
+    """Where the model's factory is: a file or a module, and an attribute of it; or `hub`, a folder with a config and weights;
+    or `onnx`, a file that was exported already.
 
     `folders` are put at the head of the child's import path, in order. `label` is how messages and the manifest call it.
     """
@@ -49,6 +77,8 @@ class ModelRef:
     folders: tuple[Path, ...]
     file: Path | None = None
     module: str | None = None
+    hub: Path | None = None
+    onnx: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +100,9 @@ class Plan:
     format: str = "onnx"
     level: int = 2
     precisions: tuple[str, ...] = ("fp32",)
-    tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)
+    target: Target = "cpu"
+    calibration: Path | None = None
+    gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
     timeout: float = 600.0
     seed: int = 0
 
@@ -81,10 +113,11 @@ class Plan:
             )
         _check_built("--format", self.format, FORMATS_BUILT)
         _check_built("--optimization-level", self.level, LEVELS_BUILT)
-        if not self.precisions:
-            raise PlanError("--precisions names none; expected one or more of fp32")
-        for precision in self.precisions:
-            _check_built("--precisions", precision, PRECISIONS_BUILT)
+        _check_precisions(self.precisions)
+        if (self.model.hub or self.model.onnx) and self.weights:
+            raise PlanError(f"--weights {self.weights}: {self.model.label} brings its own")
+        if self.model.onnx and self.output_names:
+            raise PlanError(f"--output-names: the outputs of {self.model.label} have names")
         if self.repository is None and self.output is None:
             raise PlanError("nowhere to write: give --repository DIR (with --name NAME), --output FILE.onnx, or both")
         if self.output is not None and not is_name(self.output.name):
@@ -93,14 +126,29 @@ class Plan:
             raise PlanError(f"--version {self.version}: expected a number from 1 on")
         if self.timeout <= 0:
             raise PlanError(f"--timeout {self.timeout:g}: expected seconds above 0")
-        for option, path in (("--weights", self.weights), ("--example", self.example)):
+        if self.output is not None and len(self.precisions) > 1:
+            raise PlanError(f"--output takes one precision, not {', '.join(self.precisions)}: --repository DIR takes several")
+        for option, path in (("--weights", self.weights), ("--example", self.example), ("--calibration", self.calibration)):
             if path is not None and not path.is_file():
                 raise PlanError(f"{option} {path}: no such file")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a precision is made that must see what the graph's tensors hold."""
+        return any(precision != "fp32" for precision in self.precisions)
 
 
 def is_name(text: str) -> bool:
     """Whether `text` can name a model: it becomes a folder and a part of URLs."""
     return _NAME.fullmatch(text) is not None
+
+
+def parse_target(text: str) -> Target:
+    """What an export is for. Raises PlanError."""
+    for target in TARGETS:
+        if text == target:
+            return target
+    raise PlanError(f"--target {text}: expected {', '.join(TARGETS)}")
 
 
 def parse_dynamic(texts: tuple[str, ...]) -> Mapping[str, Axes] | None:
@@ -113,6 +161,17 @@ def parse_dynamic(texts: tuple[str, ...]) -> Mapping[str, Axes] | None:
             raise PlanError(f"--dynamic {text!r}: expected NAME:AXIS[=MAX],…, as in input_ids:0,1 or input_ids:1=512")
         found[name] = {int(match[1]): int(match[2]) if match[2] else None for match in parsed if match}
     return found or None
+
+
+def _check_precisions(precisions: tuple[str, ...]) -> None:
+    if "bf16" in precisions:
+        raise PlanError(f"--precisions bf16: {_BF16}; ask for fp16")
+    if not precisions:
+        raise PlanError(f"--precisions names none; expected one or more of {', '.join(PRECISIONS_BUILT)}")
+    for precision in precisions:
+        _check_built("--precisions", precision, PRECISIONS_BUILT)
+    if len(set(precisions)) < len(precisions):
+        raise PlanError(f"--precisions {','.join(precisions)}: names one twice")
 
 
 def _check_built(option: str, asked: object, built: tuple[object, ...]) -> None:

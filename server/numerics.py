@@ -16,6 +16,10 @@ from server.tensors import Tensor
 
 SCALE_FLOOR = 1e-2
 """The least scale that a distance is divided by: below it an answer counts as zero, and rounding there isn't an error."""
+CONFIDENT = 0.5
+"""The share that a row must give its best class for its top-1 to be a clear one."""
+SUM_SLACK = 1e-3
+"""How far from 1 the sum of a row may be that is read as a distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Distance:
     """How far answers are from their reference, summed over batches.
 
     `scale` is the largest absolute value of the reference; `max_abs` is inf where one side is finite and the other isn't.
-    `classified` counts the rows that have a top-1 (see looks_like_scores), `disagreements` those of them whose top-1 differs.
+    `classified` counts the rows that have a top-1 (see looks_like_scores), `disagreements` those of them whose top-1 differs;
+    `confident` and `confident_disagreements` count only rows whose reference gives its best class more than half.
     """
 
     elements: int = 0
@@ -35,6 +40,8 @@ class Distance:
     cosine_sum: float = 0.0
     classified: int = 0
     disagreements: int = 0
+    confident: int = 0
+    confident_disagreements: int = 0
 
     @property
     def mean_abs(self) -> float:
@@ -59,6 +66,11 @@ class Distance:
         """The upper 95 % bound of the disagreement, None where the answers aren't class scores."""
         return upper_bound(self.disagreements, self.classified) if self.classified else None
 
+    @property
+    def confident_disagreement(self) -> float | None:
+        """The share of rows that the reference is sure of and whose top-1 differs, None where it's sure of none."""
+        return self.confident_disagreements / self.confident if self.confident else None
+
 
 def distance(reference: Tensor, answer: Tensor) -> Distance:
     """How far `answer` is from `reference`: two arrays of one shape, rows on axis 0 (a scalar is one row).
@@ -74,7 +86,9 @@ def distance(reference: Tensor, answer: Tensor) -> Distance:
     wanted, got = _by_row(reference), _by_row(answer)
     gaps = _gaps(wanted, got)
     cosines = cosine_per_row(wanted, got)
-    classified = len(wanted) if looks_like_scores(reference) else 0
+    scored = looks_like_scores(reference)
+    differ = (wanted.argmax(axis=1) != got.argmax(axis=1)) & scored
+    sure = (confidence(wanted) > CONFIDENT) & scored
     return Distance(
         elements=reference.size,
         rows=len(wanted),
@@ -83,8 +97,10 @@ def distance(reference: Tensor, answer: Tensor) -> Distance:
         scale=float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)),
         cosine_min=float(cosines.min()),
         cosine_sum=float(cosines.sum()),
-        classified=classified,
-        disagreements=int((wanted.argmax(axis=1) != got.argmax(axis=1)).sum()) if classified else 0,
+        classified=len(wanted) if scored else 0,
+        disagreements=int(differ.sum()),
+        confident=int(sure.sum()),
+        confident_disagreements=int((differ & sure).sum()),
     )
 
 
@@ -104,12 +120,24 @@ def _merge(a: Distance, b: Distance) -> Distance:
         cosine_sum=a.cosine_sum + b.cosine_sum,
         classified=a.classified + b.classified,
         disagreements=a.disagreements + b.disagreements,
+        confident=a.confident + b.confident,
+        confident_disagreements=a.confident_disagreements + b.confident_disagreements,
     )
 
 
 def looks_like_scores(answer: Tensor) -> bool:
     """Whether rows of `answer` can be read as scores of classes: floats [rows, classes], two classes or more."""
     return answer.ndim == 2 and answer.shape[1] >= 2 and not np.issubdtype(answer.dtype, np.integer) and answer.dtype != np.bool_
+
+
+def confidence(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share that each row of [rows, classes] gives its best class: as it is where the row is a distribution, else by softmax."""
+    finite = np.where(np.isfinite(scores), scores, 0.0)
+    best = finite.max(axis=1)
+    softmax = 1.0 / np.exp(finite - best[:, None]).sum(axis=1)
+    distributed = (finite >= 0.0).all(axis=1) & (np.abs(finite.sum(axis=1) - 1.0) < SUM_SLACK)
+    shares: NDArray[np.float64] = np.where(distributed, best, softmax)
+    return shares
 
 
 def cosine_per_row(reference: NDArray[np.float64], answer: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +28,8 @@ class Graph:
     outputs: Mapping[str, tuple[int, ...]]
 
 
-def check(path: Path) -> Graph:
-    """Run the ONNX checker over the file and read its graph. Raises ExportError where it's invalid or not portable."""
+def check(path: Path, domains: Collection[str] = ()) -> Graph:
+    """Run the ONNX checker over the file and read its graph. Raises ExportError where it's invalid, or not portable but for `domains`."""
     import onnx
 
     try:
@@ -38,7 +38,7 @@ def check(path: Path) -> Graph:
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise ExportError(f"the ONNX file isn't valid: {' '.join(str(error).split())[:500]}") from error
     graph = _read(model)
-    foreign = sorted({node.domain for node in _nodes(model.graph)} - PORTABLE_DOMAINS)
+    foreign = sorted({node.domain for node in _nodes(model.graph)} - PORTABLE_DOMAINS - set(domains))
     if foreign:
         raise ExportError(f"the ONNX file isn't portable: it has operators of {', '.join(foreign)}, which other runtimes don't know")
     return graph

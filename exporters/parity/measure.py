@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +41,19 @@ def distances(backend: Backend, samples: Iterable[Sample]) -> dict[str, Distance
     return {name: merged(*parts) for name, parts in found.items()}
 
 
-def latency(backend: Backend, sample: Sample, batched: bool) -> dict[int, float]:
-    """Median seconds of a run by rows, on the first row of `sample` repeated; one figure, under 1, for a model that isn't batched."""
-    inputs = {spec.name: sample.inputs[spec.name] for spec in backend.inputs}
-    if not batched:
-        return {1: _median_seconds(backend, inputs, 1)}
-    return {rows: _median_seconds(backend, {n: np.repeat(a[:1], rows, axis=0) for n, a in inputs.items()}, rows) for rows in TIMED_ROWS}
+def latencies(backends: Sequence[Backend], sample: Sample, batched: bool) -> list[dict[int, float]]:
+    """For each backend, median seconds of a run by rows, on the first row of `sample` repeated; the backends take turns.
+
+    One figure, under 1, for a model that isn't batched.
+    """
+    names = {spec.name for backend in backends for spec in backend.inputs}
+    inputs = {name: array for name, array in sample.inputs.items() if name in names}
+    found: list[dict[int, float]] = [{} for _ in backends]
+    for rows in TIMED_ROWS if batched else (1,):
+        given = {name: np.repeat(array[:1], rows, axis=0) for name, array in inputs.items()} if batched else inputs
+        for figures, seconds in zip(found, _median_seconds(backends, given, rows), strict=True):
+            figures[rows] = seconds
+    return found
 
 
 def threads() -> int:
@@ -64,15 +71,19 @@ def device() -> str:
     return f"cpu ({model})"
 
 
-def _median_seconds(backend: Backend, inputs: Mapping[str, Tensor], rows: int) -> float:
-    """After one run to warm up: some runs within a budget of time, so that a slow model isn't run twenty times."""
-    backend.run(inputs, rows)
-    taken: list[float] = []
-    while len(taken) < LEAST_RUNS or (len(taken) < MOST_RUNS and sum(taken) < SECONDS_A_SIZE):
-        started = time.perf_counter()
+def _median_seconds(backends: Sequence[Backend], inputs: Mapping[str, Tensor], rows: int) -> list[float]:
+    """After one run each to warm up: some rounds within a budget of time, so that a slow model isn't run twenty times."""
+    for backend in backends:
         backend.run(inputs, rows)
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    taken: list[list[float]] = [[] for _ in backends]
+    spent = 0.0
+    while len(taken[0]) < LEAST_RUNS or (len(taken[0]) < MOST_RUNS and spent < SECONDS_A_SIZE * len(backends)):
+        for backend, seconds in zip(backends, taken, strict=True):
+            started = time.perf_counter()
+            backend.run(inputs, rows)
+            seconds.append(time.perf_counter() - started)
+            spent += seconds[-1]
+    return [statistics.median(seconds) for seconds in taken]
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:

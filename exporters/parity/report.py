@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from exporters.plan import Gate
 from server.numerics import SCALE_FLOOR, Distance, merged
 from server.repository.manifest import Parity
 from server.tensors import TensorSpec
@@ -15,6 +16,7 @@ def parity(found: Mapping[str, Distance], rows: Sequence[int], tolerance: float)
     every = found.values()
     scored = [part for part in every if part.classified]
     worst = max(scored, key=lambda part: part.top1_upper95 or 0.0, default=Distance())
+    sure = max(scored, key=lambda part: part.confident_disagreement or 0.0, default=Distance())
     return Parity(
         samples=sum(rows),
         batch_sizes=tuple(sorted(set(rows))),
@@ -22,27 +24,35 @@ def parity(found: Mapping[str, Distance], rows: Sequence[int], tolerance: float)
         mean_abs=merged(*every).mean_abs,
         max_relative=max(part.max_relative for part in every),
         cosine_min=min(part.cosine_min for part in every),
+        cosine_mean=min(part.cosine_mean for part in every),
         tolerance=tolerance,
         top1_disagreement=worst.top1_disagreement,
         top1_upper95=worst.top1_upper95,
+        confident=sure.confident if scored else None,
+        confident_disagreement=sure.confident_disagreement,
     )
 
 
-def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], tolerance: float) -> list[str]:
-    """For each output that isn't PyTorch's: by how much. Floats may differ by `tolerance` of their scale, other kinds not at all."""
+def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate: Gate, whose: str = "PyTorch") -> list[str]:
+    """For each output that isn't the reference's (`whose`): by how much. Floats must hold the gate, other kinds may not differ at all."""
     told: list[str] = []
     for spec in outputs:
         part = found[spec.name]
         if spec.dtype.numpy.kind != "f":
             if part.max_abs > 0:
-                told.append(f"output {spec.name!r} ({spec.datatype}) differs from PyTorch by up to {part.max_abs:g}")
-        elif not part.max_relative <= tolerance:
-            told.append(f"output {spec.name!r} {_differs(part, tolerance)}")
+                told.append(f"output {spec.name!r} ({spec.datatype}) differs from {whose} by up to {part.max_abs:g}")
+        elif not part.max_relative <= gate.relative:
+            told.append(f"output {spec.name!r} {_differs(part, gate.relative, whose)}")
+        elif part.cosine_mean < gate.cosine:
+            told.append(f"output {spec.name!r} points elsewhere: its rows' mean cosine is {part.cosine_mean:.4f}, below {gate.cosine:g}")
+        elif (part.confident_disagreement or 0.0) > gate.confident:
+            rows = f"{part.confident_disagreements} of {part.confident} rows that {whose} is sure of"
+            told.append(f"output {spec.name!r} has another best class in {rows}; {gate.confident:.0%} are let through")
     return told
 
 
-def _differs(part: Distance, tolerance: float) -> str:
+def _differs(part: Distance, tolerance: float, whose: str) -> str:
     if math.isinf(part.max_abs):
-        return "has NaN or infinities where PyTorch has numbers, or the other way round"
+        return f"has NaN or infinities where {whose} has numbers, or the other way round"
     allowed = tolerance * max(part.scale, SCALE_FLOOR)
-    return f"differs from PyTorch by up to {part.max_abs:.3g}; at values up to {part.scale:.3g}, {allowed:.3g} is let through"
+    return f"differs from {whose} by up to {part.max_abs:.3g}; at values up to {part.scale:.3g}, {allowed:.3g} is let through"

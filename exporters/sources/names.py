@@ -1,7 +1,12 @@
-"""What `--model` may be: FILE.py:FACTORY, MODULE:FACTORY, or the short name of one of the project's examples."""
+"""What `--model` may be: FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder, a model in its local cache,
+or an example's name.
+
+Nothing is fetched: what isn't on this machine is an error that says how to get it.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +24,18 @@ EXAMPLES: Mapping[str, str] = MappingProxyType(
 )
 """Short names and where their factories are in a checkout of the project; an installed wheel doesn't have them."""
 
-_FORMS = "FILE.py:FACTORY or MODULE:FACTORY, as in nets.py:Net"
+HUB: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "bert_base": ("google-bert/bert-base-uncased", "bert-base-uncased"),
+        "bert_large": ("google-bert/bert-large-uncased", "bert-large-uncased"),
+        "distilbert": ("distilbert/distilbert-base-uncased", "distilbert-base-uncased"),
+        "roberta_base": ("FacebookAI/roberta-base", "roberta-base"),
+    }
+)
+"""Short names of models on the Hugging Face hub, each with its present name there and the one it had before."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_FORMS = "FILE.py:FACTORY or MODULE:FACTORY, as in nets.py:Net, FILE.onnx, a Hugging Face folder or ORGANISATION/MODEL"
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -27,6 +43,15 @@ def find_model(text: str, folder: Path, project: Path = PROJECT) -> ModelRef:
     """The model that `text` names, seen from `folder`. Raises PlanError that lists what can be given."""
     if text in EXAMPLES:
         return _example(text, project)
+    if text and (folder / text / "config.json").is_file():
+        return ModelRef(text, "make", (), hub=(folder / text).resolve())
+    if text in HUB or _HUB_NAME.fullmatch(text):
+        return ModelRef(text, "make", (), hub=_cached(text, HUB.get(text, (text,))))
+    if text.endswith(".onnx"):
+        path = (folder / text).resolve()
+        if not path.is_file():
+            raise PlanError(f"--model {text}: no file {path}")
+        return ModelRef(path.name, "make", (), onnx=path)
     where, colon, factory = text.rpartition(":")
     if not colon:
         if text.endswith(".py"):
@@ -42,6 +67,26 @@ def find_model(text: str, folder: Path, project: Path = PROJECT) -> ModelRef:
     if not _DOTTED.fullmatch(where):
         raise PlanError(f"--model {text}: {where!r} is neither a .py file nor a module's name; expected {_FORMS}")
     return ModelRef(text, factory, (folder.resolve(),), module=where)
+
+
+def hub_cache() -> Path:
+    """Where Hugging Face's own tools keep what they fetched."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+
+
+def _cached(text: str, names: tuple[str, ...]) -> Path:
+    """The snapshot of a model in the cache: that of `main`, else the only one. Raises PlanError where there's none."""
+    for name in names:
+        entry = hub_cache() / f"models--{name.replace('/', '--')}"
+        reference = entry / "refs" / "main"
+        found = [entry / "snapshots" / reference.read_text().strip()] if reference.is_file() else sorted(entry.glob("snapshots/*"))
+        if len(found) == 1 and (found[0] / "config.json").is_file():
+            return found[0]
+    raise PlanError(
+        f"--model {text}: {names[0]} isn't in the cache {hub_cache()}, and tidegate fetches nothing; "
+        f"`hf download {names[0]}` brings it there, or give a folder that has its config.json and model.safetensors"
+    )
 
 
 def _example(name: str, project: Path) -> ModelRef:

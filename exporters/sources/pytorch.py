@@ -35,6 +35,7 @@ STAGES = {
     "forward": "run the model",
     "trace": "trace it to ONNX",
     "samples": "write the parity samples",
+    "calibration": "make the calibration rows",
 }
 """The child's stages, in order, in the words of messages."""
 
@@ -65,6 +66,14 @@ class Traced:
     warnings: tuple[str, ...]
     code: Path | None
     torch: str
+    calibration_batches: int = 0
+    calibration_declared: bool = False
+
+    def calibration(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """The rows to calibrate on that the child left, batch by batch: the module's own, or made from the example."""
+        with np.load(self.samples_file.with_name("calibration.npz"), allow_pickle=False) as arrays:
+            for batch in range(self.calibration_batches):
+                yield {spec.name: arrays[f"{batch}.in.{index}"] for index, spec in enumerate(self.inputs)}
 
     def samples(self) -> Iterator[Sample]:
         """The parity samples, one at a time."""
@@ -97,6 +106,8 @@ def _job(plan: Plan) -> dict[str, Any]:
     return {
         "file": str(model.file) if model.file else None,
         "module": model.module,
+        "onnx": str(model.onnx) if model.onnx else None,
+        "hub": str(model.hub) if model.hub else None,
         "factory": model.factory,
         "folders": [str(folder) for folder in model.folders],
         "weights": str(plan.weights.resolve()) if plan.weights else None,
@@ -105,6 +116,7 @@ def _job(plan: Plan) -> dict[str, Any]:
         "output_names": plan.output_names,
         "seed": plan.seed,
         "opset": OPSET,
+        "calibrate": plan.calibrates and plan.calibration is None,
     }
 
 
@@ -176,6 +188,8 @@ def _traced(plan: Plan, folder: Path, result: dict[str, Any]) -> Traced:
         warnings=tuple(result["warnings"]),
         code=code if code and code.is_file() else None,
         torch=result["torch"],
+        calibration_batches=result.get("calibration", 0),
+        calibration_declared=result.get("calibration_declared", False),
     )
 
 

@@ -97,7 +97,10 @@ def told(error: BaseException) -> str:
 
 
 def user_module(job: dict[str, Any]) -> ModuleType:
-    """Import the module that holds the factory, with a command line of its own."""
+    """Import the module that holds the factory, with a command line of its own; a folder of weights is made into one."""
+    if job["hub"]:
+        made: ModuleType = own("trace_hub").module_of(Path(job["hub"]))
+        return made
     sys.argv = [job["file"] or job["module"]]
     if job["file"]:
         path = Path(job["file"])
@@ -124,11 +127,17 @@ def declared(module: ModuleType, name: str) -> Any:
     return function() if callable(function) else None
 
 
-def work(job: dict[str, Any], folder: Path, stages: Stages) -> dict[str, Any]:
-    """All stages in order. Returns what result.json says."""
-    with stages.enter("start"):
-        state = own("trace_state")
-        tracing, studying = own("trace_call"), own("trace_study")
+def calibrate(module: ModuleType, study: Any, seed: int, path: Path) -> dict[str, Any]:
+    """Write the rows that precisions are calibrated on: the module's own, else made from the example."""
+    state, studying = own("trace_state"), own("trace_study")
+    given = declared(module, "calibration")
+    rows = None if given is None else state.as_arrays(given)
+    return {"calibration": studying.save_calibration(study, rows, seed, path), "calibration_declared": rows is not None}
+
+
+def user_model(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[ModuleType, Any, list[tuple[str, int, str]]]:
+    """The user's module, what was learned of its model, and the tracer's warnings; model.onnx is written."""
+    state, tracing, studying = own("trace_state"), own("trace_call"), own("trace_study")
     sys.path[:0] = job["folders"]
     with stages.enter("import"):
         module = user_module(job)
@@ -148,9 +157,39 @@ def work(job: dict[str, Any], folder: Path, stages: Stages) -> dict[str, Any]:
         caught = tracing.write_onnx(
             call, studying.traced_inputs(study), study.outputs, study.symbols(), folder / "model.onnx", job["opset"]
         )
+    return module, study, caught
+
+
+def onnx_file(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[ModuleType, Any]:
+    """A module without anything of its own, and what was learned of the file; model.onnx is a copy of it."""
+    state, reading, studying = own("trace_state"), own("trace_onnx"), own("trace_study")
+    path = Path(job["onnx"])
+    with stages.enter("example"):
+        given = state.as_arrays(state.read_example(Path(job["example"]))) if job["example"] else None
+        call = reading.open_call(path, given)
+        axes = studying.checked_axes(job["dynamic"] or reading.axes(call), call.example)
+    with stages.enter("forward"):
+        study = studying.study(call, axes, [], job["seed"])
+    with stages.enter("trace"):
+        reading.copy(path, folder / "model.onnx")
+    return ModuleType(path.stem), study
+
+
+def work(job: dict[str, Any], folder: Path, stages: Stages) -> dict[str, Any]:
+    """All stages in order. Returns what result.json says."""
+    with stages.enter("start"):
+        state = own("trace_state")
+    if job["onnx"]:
+        caught: list[tuple[str, int, str]] = []
+        module, found = onnx_file(job, folder, stages)
+    else:
+        module, found, caught = user_model(job, folder, stages)
     with stages.enter("samples"):
-        study.save(folder / "parity.npz")
-        result = study.result()
+        found.save(folder / "parity.npz")
+        result = found.result()
+    if job["calibrate"]:
+        with stages.enter("calibration"):
+            result |= calibrate(module, found, job["seed"] + 1, folder / "calibration.npz")
     warnings = [f"{Path(file).name}:{line}: {text}" for file, line, text in caught if stages.is_theirs(file)]
     return {**result, "warnings": warnings, "code": getattr(module, "__file__", None), "torch": state.TORCH_VERSION}
 

@@ -25,6 +25,9 @@ MOST_ROWS = 256
 MOST_BYTES = 64 * 2**20
 MOST_SECONDS = 8.0
 WHOLE_RUNS = 6
+CALIBRATION_ROWS = 64
+CALIBRATION_BATCH = 8
+CALIBRATION_BYTES = 64 * 2**20
 TRIAL_ROWS = (1, 2, 5)
 TRACED_ROWS = 2
 HEAD_ROWS = 64
@@ -240,6 +243,49 @@ def _runs(found: Study, seed: int, perturb: bool) -> Iterator[Run]:
     for other in lengths.trials():
         inputs = lengths.apply(stream.take(1), other)
         yield Run(inputs, call.answer(inputs), 1)
+
+
+def save_calibration(found: Study, declared: Arrays | None, seed: int, path: Path) -> int:
+    """Write the rows to calibrate on, an npz of `BATCH.in.INPUT` by index: the declared ones, else rows made from the example,
+    other ones than the proof's. Returns how many batches."""
+    arrays: Arrays = {}
+    batches = 0
+    for batch in _calibration(found, declared, seed):
+        arrays |= {f"{batches}.in.{index}": array for index, array in enumerate(batch.values())}
+        batches += 1
+        if sum(array.nbytes for array in arrays.values()) > CALIBRATION_BYTES:
+            break
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return batches
+
+
+def _calibration(found: Study, declared: Arrays | None, seed: int) -> Iterator[Arrays]:
+    if declared is not None:
+        yield from _declared_batches(found, declared)
+    elif found.unbatched is not None:
+        for run in range(WHOLE_RUNS):
+            yield shaken(found.call.example, seed + run)
+    else:
+        stream = RowStream(found.call.example, seed, found.lengths.exchangeable())
+        for _ in range(CALIBRATION_ROWS // CALIBRATION_BATCH):
+            yield stream.take(CALIBRATION_BATCH)
+
+
+def _declared_batches(found: Study, declared: Arrays) -> Iterator[Arrays]:
+    example = found.call.example
+    for name, array in example.items():
+        given = declared.get(name)
+        if given is None or given.dtype != array.dtype or given.ndim != array.ndim:
+            has = "nothing" if given is None else f"{given.dtype} {list(given.shape)}"
+            raise RefusedError(f"calibration() gives {has} for {name!r}; the example has {array.dtype} {list(array.shape)}")
+        if given.dtype.kind == "f" and not np.isfinite(given).all():
+            raise RefusedError(f"calibration() gives NaN or infinities for {name!r}")
+    if found.unbatched is not None:
+        yield {name: declared[name] for name in example}
+        return
+    for start in range(0, len(next(iter(declared.values()))), CALIBRATION_BATCH):
+        yield {name: declared[name][start : start + CALIBRATION_BATCH] for name in example}
 
 
 class _Budget:

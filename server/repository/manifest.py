@@ -43,7 +43,8 @@ class Parity(_Part):
     """How far a variant is from PyTorch FP32 on held-out samples, as the worst of its outputs.
 
     `max_relative` is the largest difference over its output's largest value; that's what `tolerance` bounds. `top1_upper95` is the
-    upper 95 % bound of the disagreement.
+    upper 95 % bound of the disagreement. `confident_disagreement` is that of the rows whose best class has more than half.
+    `runtime` and `device` are what ran it: a proof on one device says nothing about another's kernels.
     """
 
     reference: str = "pytorch-fp32"
@@ -53,9 +54,14 @@ class Parity(_Part):
     max_relative: float | None = None
     mean_abs: float
     cosine_min: float
+    cosine_mean: float | None = None
     tolerance: float
     top1_disagreement: float | None = None
     top1_upper95: float | None = None
+    confident: int | None = None
+    confident_disagreement: float | None = None
+    runtime: str | None = None
+    device: str | None = None
 
 
 class Latency(_Part):
@@ -67,8 +73,45 @@ class Latency(_Part):
     seconds: dict[int, float]
 
 
+class InputStatistics(_Part):
+    """An input's values over the calibration rows."""
+
+    least: float
+    greatest: float
+    mean: float
+    deviation: float
+
+
+class Calibration(_Part):
+    """The rows that a precision was calibrated on, by hash."""
+
+    origin: str
+    rows: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    inputs: dict[str, InputStatistics]
+
+
+class Tried(_Part):
+    """One way that was tried to make a variant: what it came to, and whether it was kept.
+
+    `seconds` are median seconds of a run by rows, measured in turns with the others; empty where it wasn't timed.
+    """
+
+    method: str
+    optimization_level: int
+    size: int
+    nodes: int
+    max_relative: float | None = None
+    cosine_mean: float | None = None
+    seconds: dict[int, float] = Field(default_factory=dict)
+    verdict: str
+
+
 class Variant(_Part):
-    """One precision on one backend. `file` lies beside the manifest; `optimization_level` also tells the backend how to load it."""
+    """One precision on one backend. `file` lies beside the manifest; `optimization_level` also tells the backend how to load it.
+
+    `method` says how its graph was made, `kept_fp32` which nodes were left in FP32, `tried` what else was tried.
+    """
 
     file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -78,6 +121,10 @@ class Variant(_Part):
     target: Literal["cpu", "cuda", "tensorrt"] = "cpu"
     opset: int
     optimization_level: int = Field(ge=0, le=4)
+    method: str | None = None
+    kept_fp32: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    tried: tuple[Tried, ...] = ()
     nodes: dict[str, int]
     operators: dict[str, int]
     inputs: tuple[TensorEntry, ...]

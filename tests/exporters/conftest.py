@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from exporters.plan import ModelRef
+from exporters.pipeline import Exported
+from exporters.plan import ModelRef, Plan
+from server.backends.registry import backend_named
+from server.config import Settings
+from server.repository.loader import describe
+from server.repository.store import Entry
+from server.tensors import Tensor
 
 Writer = Callable[..., ModelRef]
 
@@ -76,7 +84,11 @@ def reporter() -> Remembers:
 @pytest.fixture
 def user(tmp_path: Path) -> Path:
     """A folder of the user's, with nets.py and examples for it."""
-    folder = tmp_path / "user"
+    return write_user(tmp_path / "user")
+
+
+def write_user(folder: Path) -> Path:
+    """Make the folder `user` is."""
     folder.mkdir()
     (folder / "nets.py").write_text(NETS)
     rng = np.random.default_rng(0)
@@ -85,6 +97,24 @@ def user(tmp_path: Path) -> Path:
     ids = rng.integers(1, 50, (2, 7))
     np.savez(folder / "text.npz", input_ids=ids, attention_mask=np.ones_like(ids))
     return folder
+
+
+def plan(user: Path, factory: str, example: str | None, **changes: Any) -> Plan:
+    """An export of a model of nets.py into user/models/net."""
+    model = ModelRef(f"nets.py:{factory}", factory, (user,), file=user / "nets.py")
+    given: dict[str, Any] = {"model": model, "name": "net", "repository": user / "models", "example": user / example if example else None}
+    return Plan(**(given | changes))
+
+
+def served(exported: Exported, inputs: dict[str, Tensor], precision: str | None = None) -> dict[str, Tensor]:
+    """What the entry answers, read and opened as the server does it, in the precision that its model.yaml asks for."""
+    assert exported.entry is not None
+    folder, version = exported.entry.parent, exported.entry.name
+    if precision:
+        (folder / "model.yaml").write_text(f"precision: {{active: {precision}}}\n")
+    spec = describe(Entry(folder.name, folder, (version,)), version, Settings(repository=folder.parent)).spec
+    assert precision in (None, spec.precision)
+    return backend_named(spec.backend).open(replace(spec, threads=1)).run(inputs, len(next(iter(inputs.values()))))
 
 
 @pytest.fixture

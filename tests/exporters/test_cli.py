@@ -79,14 +79,13 @@ def test_the_command_needs_no_torch_until_it_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--optimization-level", "3"], 2, "error: --optimization-level 3: not built yet; built are 0, 1, 2"),
-        (["--optimization-level", "4"], 2, "not built yet"),
         (["--optimization-level", "5"], 2, "--optimization-level"),
-        (["--precisions", "fp32,int8"], 2, "error: --precisions int8: not built yet; built are fp32"),
+        (["--precisions", "fp32,int4"], 2, "error: --precisions int4: not built yet; built are fp32, fp16, int8"),
+        (["--target", "gpu"], 2, "error: --target gpu: expected cpu, cuda, tensorrt"),
         (["--format", "tensorrt"], 2, "error: --format tensorrt: not built yet; built are onnx"),
         (["--dynamic", "features"], 2, "expected NAME:AXIS[=MAX]"),
         (["--weights", "none.pt"], 2, "--weights none.pt: no such file"),
-        (["--model", "bert_base"], 2, "no model is known by that name"),
+        (["--model", "berta"], 2, "no model is known by that name"),
         (["--output", "none/o.onnx"], 1, "error: none/o.onnx: there is no folder none"),
     ],
 )
@@ -97,6 +96,25 @@ def test_usage(user: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
     assert result.exit_code == status
     assert said in " ".join(result.stderr.split())
     assert result.stdout == ""
+
+
+def test_a_dry_run_prints_the_steps_and_does_nothing(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(user)
+    given = ["--model", "nets.py:Mlp", "--repository", "models", "--name", "net", "--precisions", "fp32,int8", "--optimization-level", "3"]
+    result = CliRunner().invoke(app, [*given, "--dry-run"])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "1. trace nets.py:Mlp",
+        "2. check the ONNX file",
+        "3. clean the graph",
+        "4. prove it against PyTorch",
+        "5. choose its graph",
+        "6. see what its tensors hold",
+        "7. make int8 and prove it",
+        "8. measure its latency",
+        "9. write the result",
+    ]
+    assert not (user / "models").exists()
 
 
 def test_a_repository_needs_a_name(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from exporters.pipeline import Exported, export, steps
-from exporters.plan import ExportError, ModelRef, Plan
-from server.backends.registry import backend_named
-from server.config import Settings
-from server.repository.loader import describe
+from exporters.pipeline import export, steps
+from exporters.plan import ExportError
 from server.repository.manifest import file_sha256, read_manifest
-from server.repository.store import Entry
-from server.tensors import Tensor
-from tests.exporters.conftest import Remembers, Writer
-
-
-def plan(user: Path, factory: str, example: str | None, **changes: Any) -> Plan:
-    model = ModelRef(f"nets.py:{factory}", factory, (user,), file=user / "nets.py")
-    given: dict[str, Any] = {"model": model, "name": "net", "repository": user / "models", "example": user / example if example else None}
-    return Plan(**(given | changes))
-
-
-def answers(exported: Exported, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the entry answers, read and opened as the server does it."""
-    assert exported.entry is not None
-    folder, version = exported.entry.parent, exported.entry.name
-    spec = describe(Entry(folder.name, folder, (version,)), version, Settings(repository=folder.parent)).spec
-    return backend_named(spec.backend).open(replace(spec, threads=1)).run(inputs, len(next(iter(inputs.values()))))
+from tests.exporters.conftest import Remembers, Writer, plan, served
 
 
 def test_level_0_keeps_the_graph_as_it_is_exported(user: Path, reporter: Remembers) -> None:
@@ -75,7 +54,7 @@ def test_level_1_cleans_a_cnn_with_trained_weights(user: Path, reporter: Remembe
     with torch.no_grad():
         body = torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten()).eval()
         wanted = head(body(torch.tensor(image))).numpy()
-    np.testing.assert_allclose(answers(exported, {"image": image})["output_0"], wanted, atol=1e-5)
+    np.testing.assert_allclose(served(exported, {"image": image})["output_0"], wanted, atol=1e-5)
 
 
 def test_a_text_model_takes_any_length_and_the_next_version(user: Path, reporter: Remembers) -> None:
@@ -88,7 +67,7 @@ def test_a_text_model_takes_any_length_and_the_next_version(user: Path, reporter
     assert [entry.max_shape for entry in variant.inputs] == [(-1, 32), (-1, 32)]
     assert [(entry.name, entry.shape) for entry in variant.outputs] == [("hidden", (-1, -1, 16)), ("pooled", (-1, 16))]
     ids = np.random.default_rng(1).integers(0, 50, (3, 20))
-    found = answers(exported, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    found = served(exported, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
     assert found["hidden"].shape == (3, 20, 16)
     np.testing.assert_allclose(found["pooled"], found["hidden"].mean(axis=1), atol=1e-6)
     beside = read_manifest(user / "text.onnx.manifest.json")
@@ -141,7 +120,7 @@ def test_a_model_that_is_not_batched_says_why(user: Path, written: Writer, repor
     assert variant.latency is not None
     assert list(variant.latency.seconds) == [1]
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_allclose(answers(exported, {"x": x})["output_0"], x - x.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(served(exported, {"x": x})["output_0"], x - x.mean(axis=0), atol=1e-6)
     assert [note.split(":")[0] for note in reporter.notes] == [
         "not batched, so requests will run one by one",
         "input 'unused' reaches no output",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporters.plan import ModelRef, Plan, PlanError, parse_dynamic
+from exporters.plan import ModelRef, Plan, PlanError, parse_dynamic, parse_target
 
 MODEL = ModelRef("nets.py:Net", "Net", (Path(),), file=Path("nets.py"))
 
@@ -19,16 +19,21 @@ def plan(**changes: Any) -> Plan:
 
 def test_a_plan_has_defaults() -> None:
     made = plan()
-    assert (made.level, made.precisions, made.format, made.tolerances["fp32"]) == (2, ("fp32",), "onnx", 1e-4)
+    assert (made.level, made.precisions, made.format, made.target) == (2, ("fp32",), "onnx", "cpu")
+    assert not made.calibrates
+    assert plan(precisions=("fp32", "fp16")).calibrates
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"level": 3}, "--optimization-level 3: not built yet; built are 0, 1, 2"),
-        ({"level": 4}, "not built yet"),
-        ({"precisions": ("fp32", "int8")}, "--precisions int8: not built yet"),
+        ({"level": 5}, "--optimization-level 5: not built yet; built are 0, 1, 2, 3, 4"),
+        ({"precisions": ("fp32", "int4")}, "--precisions int4: not built yet; built are fp32, fp16, int8"),
         ({"precisions": ()}, "--precisions names none"),
+        ({"precisions": ("fp16", "fp16")}, "names one twice"),
+        ({"precisions": ("fp32", "bf16")}, "--precisions bf16: onnxruntime has no bf16 on CPUs, and a T4 none at all; ask for fp16"),
+        ({"precisions": ("fp32", "fp16"), "output": Path("o.onnx")}, "--output takes one precision, not fp32, fp16"),
+        ({"calibration": Path("no.npz")}, "--calibration no.npz: no such file"),
         ({"format": "tensorrt"}, "--format tensorrt: not built yet"),
         ({"name": "../up"}, "can't be a model's name"),
         ({"name": ".hidden"}, "can't be a model's name"),
@@ -57,3 +62,9 @@ def test_dynamic_axes_are_parsed() -> None:
 def test_bad_dynamic_axes(text: str) -> None:
     with pytest.raises(PlanError, match=r"expected NAME:AXIS\[=MAX\]"):
         parse_dynamic((text,))
+
+
+def test_targets() -> None:
+    assert parse_target("tensorrt") == "tensorrt"
+    with pytest.raises(PlanError, match="--target gpu: expected cpu, cuda, tensorrt"):
+        parse_target("gpu")

@@ -66,12 +66,23 @@ def test_only_float_matrices_look_like_scores() -> None:
     assert distance(np.zeros((3, 1)), np.zeros((3, 1))).top1_upper95 is None
 
 
+def test_only_rows_that_the_reference_is_sure_of_are_confident() -> None:
+    logits = np.array([[4.0, 0.0, 0.0], [0.1, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    found = distance(logits, logits[:, ::-1])
+    assert (found.classified, found.disagreements, found.confident, found.confident_disagreements) == (3, 2, 2, 1)
+    assert found.confident_disagreement == 0.5
+    distributed = np.array([[0.6, 0.4], [0.5, 0.5]])
+    assert distance(distributed, distributed).confident == 1
+    assert distance(np.array([[1, 2]]), np.array([[2, 1]])).confident_disagreement is None
+
+
 @given(arrays(np.float32, (6, 3), elements=FLOATS), arrays(np.float32, (6, 3), elements=FLOATS), st.integers(0, 6))
 def test_batches_add_up_to_the_whole(reference: np.ndarray, answer: np.ndarray, cut: int) -> None:
     whole = distance(reference, answer)
     parts = merged(distance(reference[cut:], answer[cut:]), distance(reference[:cut], answer[:cut]))
     assert (parts.elements, parts.rows, parts.max_abs, parts.scale) == (whole.elements, whole.rows, whole.max_abs, whole.scale)
     assert (parts.disagreements, parts.classified) == (whole.disagreements, whole.classified)
+    assert (parts.confident, parts.confident_disagreements) == (whole.confident, whole.confident_disagreements)
     assert parts.mean_abs == pytest.approx(whole.mean_abs)
     assert parts.cosine_min == pytest.approx(whole.cosine_min)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporters.parity.measure import TIMED_ROWS, device, distances, latency, threads
+from exporters.parity.measure import TIMED_ROWS, device, distances, latencies, threads
 from exporters.plan import ExportError
 from exporters.sources.pytorch import Sample
 from server.backends.base import Backend, VariantSpec
@@ -49,11 +49,11 @@ def test_an_answer_of_another_shape(tmp_path: Path) -> None:
 
 
 def test_latency_by_rows(tmp_path: Path) -> None:
-    backend = opened(linear_model(tmp_path / "m.onnx"))
-    found = latency(backend, sample(1), batched=True)
-    assert tuple(found) == TIMED_ROWS
-    assert all(0 < seconds < 1 for seconds in found.values())
-    assert list(latency(backend, sample(3), batched=False)) == [1]
+    backends = [opened(linear_model(tmp_path / name)) for name in ("a.onnx", "b.onnx")]
+    found = latencies(backends, sample(1), batched=True)
+    assert [tuple(seconds) for seconds in found] == [TIMED_ROWS, TIMED_ROWS]
+    assert all(0 < seconds < 1 for figures in found for seconds in figures.values())
+    assert [list(seconds) for seconds in latencies(backends[:1], sample(3), batched=False)] == [[1]]
 
 
 def test_the_device_is_named() -> None:

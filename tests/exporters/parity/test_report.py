@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from exporters.parity.report import failures, parity
+from exporters.plan import Gate
 from server.numerics import distance
 from server.tensors import TensorSpec
 
+GATE = Gate(relative=1e-4, cosine=0.99, confident=0.1)
 LOGITS = TensorSpec("logits", "FP32", (-1, 3))
 CLASS = TensorSpec("class", "INT64", (-1,))
 SCORES = np.array([[1.0, 5.0, 10.0], [3.0, 2.0, 1.0]], np.float32)
@@ -30,18 +32,33 @@ def test_answers_that_are_no_scores_have_no_top1() -> None:
 
 
 def test_floats_may_differ_by_a_share_of_their_scale() -> None:
-    assert failures({"logits": distance(SCORES, SCORES + np.float32(9e-4))}, [LOGITS], 1e-4) == []
-    (told,) = failures({"logits": distance(SCORES, SCORES + np.float32(0.5))}, [LOGITS], 1e-4)
+    assert failures({"logits": distance(SCORES, SCORES + np.float32(9e-4))}, [LOGITS], GATE) == []
+    (told,) = failures({"logits": distance(SCORES, SCORES + np.float32(0.5))}, [LOGITS], GATE)
     assert told == "output 'logits' differs from PyTorch by up to 0.5; at values up to 10, 0.001 is let through"
 
 
 def test_whole_numbers_may_not_differ() -> None:
-    assert failures({"class": distance(CLASSES, CLASSES)}, [CLASS], 1e-4) == []
-    assert failures({"class": distance(CLASSES, CLASSES + 1)}, [CLASS], 1e-4) == ["output 'class' (INT64) differs from PyTorch by up to 1"]
+    assert failures({"class": distance(CLASSES, CLASSES)}, [CLASS], GATE) == []
+    assert failures({"class": distance(CLASSES, CLASSES + 1)}, [CLASS], GATE) == ["output 'class' (INT64) differs from PyTorch by up to 1"]
 
 
 def test_nan_in_one_of_them_fails() -> None:
     broken = SCORES.copy()
     broken[0, 0] = np.nan
-    (told,) = failures({"logits": distance(SCORES, broken)}, [LOGITS], 1e-4)
+    (told,) = failures({"logits": distance(SCORES, broken)}, [LOGITS], GATE)
     assert "has NaN or infinities where PyTorch has numbers" in told
+
+
+def test_rows_must_point_where_they_did() -> None:
+    loose = Gate(relative=2.0, cosine=0.99, confident=1.0)
+    (told,) = failures({"logits": distance(SCORES, SCORES[:, ::-1])}, [LOGITS], loose)
+    assert told.startswith("output 'logits' points elsewhere: its rows' mean cosine is 0.")
+    assert told.endswith(", below 0.99")
+
+
+def test_rows_that_pytorch_is_sure_of_must_keep_their_class() -> None:
+    swapped = SCORES.copy()
+    swapped[1] = [2.0, 3.0, 1.0]
+    (told,) = failures({"logits": distance(SCORES, swapped)}, [LOGITS], Gate(relative=2.0, cosine=0.0, confident=0.1))
+    assert told == "output 'logits' has another best class in 1 of 2 rows that PyTorch is sure of; 10% are let through"
+    assert failures({"logits": distance(SCORES, swapped)}, [LOGITS], Gate(relative=2.0, cosine=0.0, confident=0.5)) == []

@@ -1,0 +1,134 @@
+"""An export under way: what is known of the model so far, the files that may become its variants, and who is told of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from exporters.formats.to_onnx import Graph
+from exporters.parity import measure
+from exporters.plan import Gate, Plan
+from exporters.precision.calibration import CalibrationSet
+from exporters.precision.ranges import Range
+from exporters.sources.pytorch import Traced
+from server.backends.base import Backend, VariantSpec
+from server.backends.registry import backend_named
+from server.numerics import Distance
+from server.repository.manifest import Manifest, Tried
+from server.tensors import TensorSpec
+
+BACKEND = "onnxruntime"
+
+
+class Reporter(Protocol):
+    """Who follows an export: told of each step and what it does now, and of notes that matter to the user."""
+
+    def step(self, number: int, total: int, title: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One file that may become the variant of a precision. `method` says how it was made, `kept` which nodes stayed FP32.
+
+    `nodes` are its node counts after each step that changed it. `failures` say, once it was proved, what keeps it from being the same
+    model; `seconds` are median seconds of a run by rows, where it was timed.
+    """
+
+    precision: str
+    method: str
+    level: int
+    file: Path
+    graph: Graph
+    nodes: dict[str, int]
+    kept: tuple[str, ...] = ()
+    calibrated: bool = False
+    distances: Mapping[str, Distance] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    seconds: dict[int, float] = field(default_factory=dict)
+    tried: tuple[Tried, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """What its worst output's rows lack to a mean cosine of 1; infinite before it was proved."""
+        return max((1.0 - part.cosine_mean for part in self.distances.values()), default=math.inf)
+
+    def record(self, verdict: str) -> Tried:
+        """What the manifest keeps of a candidate."""
+        found = self.distances.values()
+        return Tried(
+            method=self.method,
+            optimization_level=self.level,
+            size=self.file.stat().st_size,
+            nodes=self.graph.nodes,
+            max_relative=max((part.max_relative for part in found), default=None),
+            cosine_mean=min((part.cosine_mean for part in found), default=None),
+            seconds=self.seconds,
+            verdict=verdict,
+        )
+
+
+@dataclass(slots=True)
+class Draft:
+    """What the steps of an export fill in, in order.
+
+    `base` is the portable FP32 graph that the other precisions are made from; `fused` is the one that level 3 kept.
+    """
+
+    plan: Plan
+    work: Path
+    reporter: Reporter
+    traced: Traced = field(init=False)
+    base: Candidate = field(init=False)
+    fused: Candidate | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    calibration: CalibrationSet | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    variants: dict[str, Candidate] = field(default_factory=dict)
+    manifest: Manifest = field(init=False)
+    entry: Path | None = None
+
+    @property
+    def whose(self) -> str:
+        """Whose answers are the reference, in the words of messages."""
+        return "the file as it is" if self.plan.model.onnx else "PyTorch"
+
+    def gate(self, candidate: Candidate) -> Gate:
+        """What the candidate must hold."""
+        return self.plan.gates["approximate" if candidate.precision == "fp32" and candidate.level >= 4 else candidate.precision]
+
+    def path(self, name: str) -> Path:
+        """A place for a file of the export's own."""
+        return self.work / f"{name}.onnx"
+
+    @contextmanager
+    def opened(self, candidate: Candidate) -> Iterator[Backend]:
+        """The candidate as it will be served: opened by its backend, at its level. Raises ModelDefect."""
+        spec = VariantSpec(
+            model=self.plan.name,
+            version=str(self.plan.version or "new"),
+            precision=candidate.precision,
+            backend=BACKEND,
+            path=candidate.file,
+            threads=measure.threads(),
+            optimization_level=candidate.level,
+            inputs=self.inputs,
+            outputs=self.traced.outputs,
+        )
+        backend = backend_named(BACKEND).open(spec)
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def suspects(self) -> str:
+        """Where the tracer may have gone wrong, for a message."""
+        places = "".join(f"\n  {warning}" for warning in self.traced.warnings[:5])
+        return f"\nthe tracer took Python values for constants here, where the fault may lie:{places}" if places else ""

@@ -1,0 +1,190 @@
+"""INT8: which schemes suit a graph and a target, and the graph that each makes, by onnxruntime's quantizers.
+
+One file can't serve every target. A CPU computes fastest with unsigned activations, or with scales taken as it runs where values differ
+much from row to row (transformers); TensorRT and CUDA take symmetric, static scales only, which a CPU computes slower than FP32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.plan import ExportError, Target
+from exporters.precision.calibration import CalibrationSet
+from exporters.precision.cast import named
+from exporters.precision.ranges import Range
+
+Calibrator = Literal["minmax", "percentile", "entropy"]
+PERCENTILE = 99.99
+MATMULS = ("MatMul", "Gemm")
+COMPUTES = (
+    "Add",
+    "AveragePool",
+    "Conv",
+    "ConvTranspose",
+    "Gather",
+    "Gemm",
+    "GlobalAveragePool",
+    "LayerNormalization",
+    "MatMul",
+    "Mul",
+    "Softmax",
+)
+"""Operators that a node can be kept from INT8 for; the others only hand on what they get."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """A way to INT8. `calibrator` None: scales are taken from each batch as it runs. `operators` empty: all that can be quantised.
+
+    `symmetric`: zero is 0 in activations too, and biases stay FP32, as TensorRT has it.
+    """
+
+    calibrator: Calibrator | None
+    symmetric: bool = False
+    operators: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The scheme in words, for the manifest."""
+        if self.calibrator is None:
+            return "dynamic S8, per channel"
+        activations = "S8 symmetric" if self.symmetric else "U8"
+        where = f", {' and '.join(self.operators)} only" if self.operators else ""
+        return f"static QDQ, {activations} activations, S8 weights per channel, {self.calibrator}{where}"
+
+
+def schemes(target: Target, operators: Collection[str], level: int) -> tuple[Scheme, ...]:
+    """The schemes worth trying, by the graph's operators, the one that is likeliest to be best first. Level 4 tries more."""
+    convolves = "Conv" in operators
+    calibrators: tuple[Calibrator, ...] = ("minmax", "percentile", *(("entropy",) if level >= 4 else ()))
+    if target == "cpu" and not convolves:
+        static = (Scheme("minmax", operators=MATMULS),) if level >= 4 else ()
+        return (Scheme(None), *static)
+    if target == "cpu":
+        return tuple(Scheme(calibrator) for calibrator in calibrators)
+    if convolves:
+        return tuple(Scheme(calibrator, symmetric=True) for calibrator in calibrators)
+    return (Scheme("minmax", symmetric=True, operators=MATMULS),)
+
+
+def prepare(source: Path, target: Path) -> None:
+    """Write `source` with its shapes inferred and every node named, as quantisers need it."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with _quiet("be prepared for quantisation"):
+        # Symbolic inference gives up on whole transformers; the plain one does what quantisers need.
+        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+        onnx.save(named(onnx.load(str(target))), str(target))
+
+
+def minmax(ranges: Mapping[str, Range]) -> Any:
+    """Static scales from the least and greatest values that were seen, as onnxruntime's quantiser takes them."""
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+
+    ends = {name: (np.array(found.least, np.float32), np.array(found.greatest, np.float32)) for name, found in ranges.items()}
+    return TensorsData(CalibrationMethod.MinMax, ends)
+
+
+def histogram(prepared: Path, calibrator: Calibrator, rows: CalibrationSet, operators: tuple[str, ...]) -> Any:
+    """Static scales that leave out the rarest values (percentile) or lose least of the distribution (entropy).
+
+    The calibrator keeps what one call hands it in memory, so it's handed one batch at a time, all of one shape.
+    """
+    from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+
+    method = CalibrationMethod.Percentile if calibrator == "percentile" else CalibrationMethod.Entropy
+    options = {"percentile": PERCENTILE} if calibrator == "percentile" else {}
+    with _quiet(f"be calibrated by {calibrator}"), tempfile.TemporaryDirectory(prefix="tidegate-calibrate-") as folder:
+        augmented = str(Path(folder) / "augmented.onnx")
+        made = create_calibrator(prepared, operators or None, augmented, calibrate_method=method, extra_options=options)
+        taken = {value.name for value in made.infer_session.get_inputs()}
+        for batch in rows.largest_group().batches:
+            made.collect_data(_Reader({name: array for name, array in batch.items() if name in taken}))
+        return made.compute_data()
+
+
+def quantize(prepared: Path, target: Path, scheme: Scheme, scales: Any, kept: tuple[str, ...]) -> None:
+    """Write the prepared graph in INT8, the nodes named in `kept` in FP32. `scales` are the static scheme's. Raises ExportError."""
+    with _quiet("be quantised"):
+        if scheme.calibrator is None:
+            _quantize_dynamic(prepared, target, kept)
+        else:
+            _quantize_static(prepared, target, scheme, scales, kept)
+
+
+def quantized_operators(scheme: Scheme) -> tuple[str, ...]:
+    """The operators that the scheme quantises and that a node can be kept from."""
+    from onnxruntime.quantization.registry import IntegerOpsRegistry
+
+    known = {*IntegerOpsRegistry, "Gemm"} if scheme.calibrator is None else {*(scheme.operators or _static_operators())}
+    return tuple(operator for operator in COMPUTES if operator in known)
+
+
+def _static_operators() -> tuple[str, ...]:
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    return tuple(dict.fromkeys((*QLinearOpsRegistry, *QDQRegistry)))
+
+
+class _Reader:
+    """One batch, handed out once."""
+
+    def __init__(self, batch: dict[str, NDArray[Any]]) -> None:
+        self._batch: dict[str, NDArray[Any]] | None = batch
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        batch, self._batch = self._batch, None
+        return batch
+
+
+def _quantize_dynamic(prepared: Path, target: Path, kept: tuple[str, ...]) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(str(prepared), str(target), weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=list(kept))
+
+
+def _quantize_static(prepared: Path, target: Path, scheme: Scheme, scales: Any, kept: tuple[str, ...]) -> None:
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+    symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False} if scheme.symmetric else {}
+    quantizer = QDQQuantizer(
+        load_model_with_shape_infer(prepared),
+        True,  # per channel
+        False,  # no reduced range: it costs accuracy and gains nothing here
+        QuantType.QInt8,
+        QuantType.QInt8 if scheme.symmetric else QuantType.QUInt8,
+        scales,
+        [],
+        list(kept),
+        list(scheme.operators or _static_operators()),
+        {**symmetric, "MatMulConstBOnly": True},
+    )
+    quantizer.quantize_model()
+    quantizer.model.save_model_to_file(str(target), False)
+
+
+@contextlib.contextmanager
+def _quiet(doing: str) -> Iterator[None]:
+    """The quantisers advise on the root logger and print; a graph that they weren't made for gets any exception: an ExportError here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except Exception as error:
+        raise ExportError(f"the graph can't {doing} ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error
+    finally:
+        logging.disable(before)

@@ -1,0 +1,76 @@
+"""From a finished draft to its manifest: what was made, how, from what, with which tools, and the proof of each variant."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from exporters.draft import BACKEND, Candidate, Draft
+from exporters.parity import measure, report
+from server.backends.registry import backend_named
+from server.repository.manifest import Latency, Manifest, Source, TensorEntry, Variant, file_sha256
+from server.tensors import TensorSpec
+
+TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "transformers", "tidegate")
+
+
+def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
+    """The manifest of the draft's variants; `files` are their names by precision."""
+    plan, traced = draft.plan, draft.traced
+    weights = plan.weights or plan.model.onnx or (plan.model.hub and plan.model.hub / "model.safetensors")
+    source = Source(
+        kind="onnx" if plan.model.onnx else "huggingface" if plan.model.hub else "pytorch",
+        factory=plan.model.label,
+        weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
+        code_sha256=file_sha256(traced.code) if traced.code else None,
+    )
+    return Manifest(
+        model=plan.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source=source,
+        tools=_tools(traced.torch),
+        unbatched=traced.unbatched,
+        variants=tuple(_variant(draft, candidate, files[precision]) for precision, candidate in draft.variants.items()),
+    )
+
+
+def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
+    reference = "onnx-as-given" if draft.plan.model.onnx else "pytorch-fp32"
+    runtime, device = backend_named(BACKEND).version, measure.device()
+    proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
+    latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
+    return Variant(
+        file=file,
+        sha256=file_sha256(made.file),
+        size=made.file.stat().st_size,
+        precision=made.precision,
+        backend=BACKEND,
+        target=draft.plan.target,
+        opset=made.graph.opset,
+        optimization_level=made.level,
+        method=made.method,
+        kept_fp32=made.kept,
+        calibration=draft.calibration.record() if draft.calibration and made.calibrated else None,
+        tried=made.tried,
+        nodes=made.nodes,
+        operators=dict(made.graph.operators),
+        inputs=tuple(_entry(spec) for spec in draft.inputs),
+        outputs=tuple(_entry(spec) for spec in draft.traced.outputs),
+        parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device}),
+        latency=latency,
+    )
+
+
+def _entry(spec: TensorSpec) -> TensorEntry:
+    return TensorEntry(name=spec.name, datatype=spec.datatype, shape=spec.shape, batch_axis=spec.batch_axis, max_shape=spec.max_shape)
+
+
+def _tools(torch: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in TOOLS:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | {"torch": torch}

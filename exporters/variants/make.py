@@ -1,0 +1,110 @@
+"""Makes the variant of a precision from the FP32 graph: the first way that holds its gate, or no variant and an ExportError."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from exporters.draft import Candidate, Draft
+from exporters.formats import to_onnx
+from exporters.optimize.fuse import DOMAIN
+from exporters.parity import measure
+from exporters.plan import ExportError
+from exporters.precision import cast
+from exporters.precision.calibration import calibration_set
+from exporters.precision.ranges import observe
+from exporters.proof import judge
+from exporters.variants import levels
+from exporters.variants.eight_bits import EightBits
+
+
+def learn_ranges(draft: Draft) -> None:
+    """Read the calibration rows and run the FP32 graph on them. Raises ExportError where they don't fit the model."""
+    draft.calibration = calibration_set(draft.plan.calibration, draft.traced, draft.inputs)
+    draft.ranges = observe(draft.base.file, draft.calibration.batches, measure.threads())
+
+
+def make(draft: Draft, precision: str) -> None:
+    """Add the variant of `precision` to the draft. Raises ExportError: by how much every way of making it fails its gate."""
+    made = MAKERS[precision](draft)
+    draft.variants[precision] = made
+    if made.kept:
+        some = ", ".join(made.kept[:3]) + (", …" if len(made.kept) > 3 else "")
+        draft.reporter.note(f"{precision}: {len(made.kept)} of {draft.base.graph.nodes} nodes stay FP32 ({some})")
+
+
+def _fp32(draft: Draft) -> Candidate:
+    return draft.base
+
+
+def choose_graph(draft: Draft) -> None:
+    """Level 3 and up: replace FP32's variant by the graph that was measured to be faster, if there is one."""
+    chosen = levels.settle(draft, levels.candidates(draft))
+    levels.note_fallback(draft, chosen)
+    draft.fused = chosen if chosen.level > draft.base.level else None
+    if "fp32" in draft.variants:
+        draft.variants["fp32"] = chosen
+
+
+def _fp16(draft: Draft) -> Candidate:
+    """From the graph that FP32 kept; where that fails, from the portable one."""
+    sources = [draft.base] if draft.fused is None else [draft.fused, draft.base]
+    failures: list[str] = []
+    for source in sources:
+        made = _cast(draft, source)
+        if not made.failures:
+            return made
+        failures = made.failures
+    raise refusal(draft, "fp16", failures)
+
+
+def _cast(draft: Draft, source: Candidate) -> Candidate:
+    """With stand-ins for infinity cut to FP16's largest number; where that breaks the model, with them in FP32."""
+    rows = draft.calibration.batches if draft.calibration else ()
+    ranges = draft.ranges if source is draft.base else observe(source.file, rows, measure.threads())
+    ways = list(dict.fromkeys(cast.out_of_range(source.file, ranges, saturate) for saturate in (True, False)))
+    for number, kept in enumerate(ways):
+        file = draft.path(f"fp16-{source.level}-{number}")
+        cast.cast(source.file, file, kept)
+        graph = to_onnx.check(file, domains=(DOMAIN,) if source.level > draft.base.level else ())
+        method = f"cast to FP16, {source.method}" if source is draft.fused else "cast to FP16"
+        made = Candidate("fp16", method, source.level, file, graph, source.nodes | {"cast": graph.nodes}, kept, calibrated=True)
+        if judge(draft, made):
+            break
+    return made
+
+
+def _int8(draft: Draft) -> Candidate:
+    """By the scheme that differs least; where none holds, by the one that comes nearest, with as few nodes in FP32 as it takes.
+
+    All are judged by the proof's own rows, so the parity of the one that's kept is somewhat flattered by the choice.
+    """
+    eight = EightBits(draft)
+    tried = [eight.made(scheme) for scheme in eight.schemes]
+    holding = [made for made in tried if not made.failures]
+    if holding and draft.plan.level >= 4:
+        return levels.settle(draft, tried)
+    nearest = min(holding or tried, key=lambda made: made.error)
+    chosen = nearest if holding else eight.sparing(nearest)
+    if chosen is None:
+        raise refusal(draft, "int8", nearest.failures)
+    chosen.tried = tuple(made.record(_verdict(made, chosen)) for made in [*tried, *([] if chosen in tried else [chosen])])
+    return chosen
+
+
+def _verdict(made: Candidate, chosen: Candidate) -> str:
+    if made is chosen:
+        return "kept"
+    return "; ".join(made.failures) or "holds its gate, but differs more"
+
+
+def refusal(draft: Draft, precision: str, failures: list[str]) -> ExportError:
+    """What to say of a precision that can't be made."""
+    others = ",".join(other for other in draft.plan.precisions if other != precision) or "fp32"
+    return ExportError(
+        f"{draft.plan.model.label}: {precision} isn't the same model: {'; '.join(failures)}; "
+        f"--precisions {others} does without{draft.suspects()}"
+    )
+
+
+MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16, "int8": _int8})

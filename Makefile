@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch dist bench-front clean
+.PHONY: help setup models demo serve test lint fmt types arch protos dist bench-front clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ types: setup ## mypy --strict
 
 arch: setup ## import contracts, sizes, names
 	$(RUN) -m pytest tests/architecture
+
+protos: setup ## compile the .proto files into server/protocol/proto/descriptors.binpb
+	@cd server/protocol/proto && ../../../$(RUN) -m grpc_tools.protoc -I . --descriptor_set_out=descriptors.binpb \
+	  model_config.proto oip.proto health.proto reflection.proto
 
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation

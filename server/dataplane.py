@@ -36,7 +36,8 @@ class DataPlane:
         try:
             route = self._router.route(request.model, request.version)
             if (timeout := request.parameters.get("timeout")) is not None:
-                request.deadline = request.received + _timeout(timeout)
+                deadline = request.received + _timeout(timeout)
+                request.deadline = deadline if request.deadline is None else min(deadline, request.deadline)
             return route.engine.submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)

@@ -30,7 +30,7 @@ from server.protocol.head import (
 from server.protocol.json_codec import byte_size_mismatch
 from server.protocol.proto.messages import Message, ModelInferRequest, parse
 from server.protocol.proto.typed import typed_tensor
-from server.protocol.proto.wire import Fields, walk
+from server.protocol.proto.wire import NAME, VERSION, Fields, varint, walk
 from server.tensors import Tensor
 
 MAX_HEAD = 4096
@@ -145,6 +145,22 @@ def addressee(model: str, version: str, *fields: str) -> tuple[str, str]:
         if len(value) > MAX_NAME:
             raise InvalidRequest(f"'{field}' must be a string of at most {MAX_NAME} characters, got {shown(value)}")
     return model, version
+
+
+def named(body: bytes) -> tuple[str, str]:
+    """The model and version that a message names at its beginning, empty where they aren't found: for the account of one that can't be
+    decoded."""
+    found = {NAME: "", VERSION: ""}
+    at = 0
+    try:
+        while body[at] in found:
+            tag = body[at]
+            size, start = varint(body, at + 1)
+            at = start + size
+            found[tag] = body[start : min(at, start + MAX_NAME)].decode("utf-8", "replace")
+    except IndexError:
+        pass
+    return found[NAME], found[VERSION]
 
 
 def _match(inputs: Sequence[Message], raws: Sequence[Body], model: str) -> None:

@@ -22,6 +22,7 @@ RAW_OUTPUT, STREAM_ERROR, STREAM_ANSWER = 0x32, 0x0A, 0x12
 """Tags: raw_output_contents of ModelInferResponse; error_message and infer_response of ModelStreamInferResponse."""
 
 FINAL = "triton_final_response"
+FINAL_WANTED = "triton_enable_empty_final_response"
 _CHOICES: Mapping[type, str] = {bool: "bool_param", int: "int64_param", str: "string_param", float: "double_param"}
 _Parameter = message_class("inference.InferParameter")
 

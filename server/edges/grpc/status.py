@@ -15,7 +15,7 @@ from server.errors import (
 )
 
 MAX_TEXT = 2048
-"""Characters of a status text. It travels as a header, and clients refuse 8 KiB of those (one may take three bytes there, escaped)."""
+"""Bytes of a status text. It travels as a header, where one may take three, and clients refuse 8 KiB of headers."""
 
 # Looked up along the class's ancestry, so a new kind of error has its parent's code until it gets its own.
 CODES: dict[type[BaseException], str] = {
@@ -39,7 +39,8 @@ def code_of(error: TidegateError) -> str:
 def text_of(error: TidegateError) -> str:
     """What an error says, cut where it's too long for a status."""
     text = str(error)
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
+    raw = text.encode("utf-8", "backslashreplace")
+    return text if len(raw) <= MAX_TEXT else f"{raw[:MAX_TEXT].decode('utf-8', 'ignore')} …"
 
 
 def trailers_of(error: TidegateError) -> tuple[tuple[str, str], ...]:

@@ -51,7 +51,7 @@ def _words(value: object) -> object:
 
 def _port_or_none(value: object) -> object:
     """`off`, `none` or a port."""
-    return None if value is False or value in ("off", "none") else value  # YAML 1.1 reads a plain off as false
+    return None if value in ("off", "none") else value
 
 
 def _text(pattern: str, number: str, least: float = 0) -> WithJsonSchema:
@@ -71,7 +71,7 @@ Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
 OptionalPort: TypeAlias = Annotated[
     Port | None,
     BeforeValidator(_port_or_none),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None, False]}]}),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
 ]
 Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
 

@@ -194,7 +194,7 @@ def test_off(models: Path) -> None:
         assert '"grpc"' not in app.ready_line()
 
 
-@pytest.mark.parametrize("written", ["off", "none", "false"])
+@pytest.mark.parametrize("written", ["off", "none", "null"])
 def test_off_in_the_file(tmp_path: Path, written: str) -> None:
     file = tmp_path / "server.yaml"
     file.write_text(f"repository: models\ngrpc_port: {written}\n")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias
 
 import grpc
 
 from server.edges.grpc.call import Call, admitted
+from server.edges.grpc.gathering import Gathering
 from server.edges.grpc.health import Health
 from server.edges.grpc.inference import GrpcEdge, Inference
 from server.edges.grpc.reflection import ALPHA, reflect
@@ -86,6 +88,7 @@ class Methods:
     edge: GrpcEdge
     servicer: Servicer
     health: Health
+    gathering: Gathering
     draining: asyncio.Event
     mutual: bool
 
@@ -113,7 +116,7 @@ class Methods:
 
         inference = Inference(self.edge, self.call(context), answered)
         try:
-            inference.begin(body)
+            self.gathering.add(partial(inference.begin, body))
             answer = await waiting
         finally:
             inference.abandon()

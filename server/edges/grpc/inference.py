@@ -38,7 +38,7 @@ class GrpcEdge:
 
 
 class Inference:
-    """One request. `streamed` says that its answers go into a stream, where errors are answers too."""
+    """One request, made when its message is there. `streamed` says that its answers go into a stream, where errors are answers too."""
 
     __slots__ = ("_answered", "_call", "_edge", "_handle", "_received", "_request", "_size", "_timer", "ended", "streamed")
 
@@ -48,16 +48,17 @@ class Inference:
         self._edge = edge
         self._call = call
         self._answered = answered
-        self._received = 0.0
+        self._received = monotonic()
         self._size = 0
         self._request: InferRequest | None = None
         self._handle: CancelHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, body: bytes) -> None:
-        """The message is there: have it answered once there's room among the bytes in flight."""
+        """Have the message answered, once there's room among the bytes in flight; not at all after abandon."""
         shared = self._edge.shared
-        self._received = monotonic()
+        if self.ended:
+            return
         self._size = len(body)
         if shared.inflight.take(self._size):
             self._submit(body)

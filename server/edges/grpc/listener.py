@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from server.config import Settings, Tls
+from server.edges.grpc.gathering import Gathering
 from server.edges.grpc.grpc_aio import Methods
 from server.edges.grpc.health import Health
 from server.edges.grpc.inference import GrpcEdge
@@ -27,7 +28,7 @@ class GrpcServer:
         self._draining = asyncio.Event()
         health = Health(servicer.gate, servicer.ready)
         mutual = settings.tls.ca_certs is not None
-        self._methods = Methods(GrpcEdge(shared), servicer, health, self._draining, mutual)
+        self._methods = Methods(GrpcEdge(shared), servicer, health, Gathering(shared.loop), self._draining, mutual)
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -73,7 +74,7 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
     ours, limits = settings.grpc, settings.limits
     return [
         ("grpc.so_reuseport", 0),  # else a second server on the same port would take half of the calls
-        ("grpc.max_receive_message_length", ours.max_message),
+        ("grpc.max_receive_message_length", min(ours.max_message, limits.inflight_bytes)),  # one over the latter would never get room
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),

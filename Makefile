@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch protos dist bench-front bench-edges clean
+.PHONY: help setup models demo serve test lint fmt types arch protos dist bench-front bench-edges bench-batcher bench-engine bench-lanes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,15 @@ bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 
 bench-edges: setup ## the gRPC edge against an empty servicer, and HTTP beside it
 	@$(RUN) -m benchmarks.edges
+
+bench-batcher: setup ## the batcher against other policies and the exact optimum, in simulated time
+	$(RUN) -m benchmarks.batcher
+
+bench-engine: setup ## an emulated T4 by deadline, MiniLM by length
+	$(RUN) -m benchmarks.engine
+
+bench-lanes: setup ## process lanes, the arbiter, and what a killed lane costs
+	$(RUN) -m benchmarks.lanes
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

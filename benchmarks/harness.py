@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,19 +47,29 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How a server is asked. `rate` is requests/s over all connections, 0 for each as soon as the last is answered."""
+    """How a server is asked. `rate` is requests/s over all connections, 0 for each as soon as the last is answered.
+
+    With `deadline` (seconds) requests come by one Poisson process, each over a connection that is idle, and 503 is an answer: refused.
+    """
 
     connections: int
     seconds: float
     warmup: float = 0.5
     rate: float = 0.0
     seed: int = 1
+    deadline: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of a load without a single error. Latencies in ms."""
+    """What came of a load without a single error. Latencies in ms, of the `ok` that were answered with 200; with a deadline, `within`
+    of them came in time, `refused` were answered with 503, and `unsent` found no connection idle before the end."""
 
+    ok: int
+    refused: int
+    within: int
+    unsent: int
+    seconds: float
     rate: float
     p50_ms: float
     p90_ms: float
@@ -67,6 +77,16 @@ class Measured:
     p999_ms: float
     max_ms: float
     client_cpu_s: float
+
+    @property
+    def in_time(self) -> float:
+        """Share of what was asked that was answered within the deadline."""
+        return self.within / (self.ok + self.refused + self.unsent)
+
+    @property
+    def goodput(self) -> float:
+        """Answers within the deadline, a second."""
+        return self.within / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +210,17 @@ class RunningLoad:
         if self.process.returncode:
             raise BenchError(f"the load generator failed (status {self.process.returncode}): {errors.strip()}")
         found = json.loads(output)
-        if found["errors"] or not found["ok"]:
+        if found["errors"] or not found["ok"] + found["refused"] + found["unsent"]:
             why = f"first: {found['bad_reason']}, status {found['bad_status']}"
             raise BenchError(f"{found['errors']} of {found['ok'] + found['errors']} answers were wrong or missing ({why})")
-        return Measured(**{name: found[name] for name in Measured.__slots__})
+        return Measured(**{field.name: found[field.name] for field in fields(Measured)})
 
 
 @contextmanager
 def background_load(shots: Path, address: str, load: Load) -> Iterator[RunningLoad]:
     """A load that runs while the block does, and is ended with it."""
     host, port = split_address(address)
-    figures = (load.connections, load.seconds, load.warmup, load.rate, load.seed)
+    figures = (load.connections, load.seconds, load.warmup, load.rate, load.seed, *([load.deadline * 1e3] if load.deadline else []))
     command = [str(loadgen()), str(shots), host, str(port), *(f"{figure:g}" for figure in figures)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -14,6 +14,7 @@ import orjson
 from server.config import Settings
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
+from server.edges.admin import add_admin
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
 from server.edges.http_server import HttpServer
@@ -25,6 +26,7 @@ from server.logs import Journal
 from server.metrics.exposition import LoopProbe, MetricsServer
 from server.metrics.recorder import Recorder
 from server.protocol.head import Layouts
+from server.recording import Recording
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
@@ -51,7 +53,8 @@ class App:
         self.journal = Journal(settings.log)
         self.gate = Gate.from_settings(settings)
         self.router = Router(self.table)
-        self.dataplane = DataPlane(self.router, self.recorder, self.journal)
+        self.recording = Recording.from_settings(settings.recording)
+        self.dataplane = DataPlane(self.router, self.recorder, self.journal, self.recording)
         self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal)
         self._hurry = asyncio.Event()
         self._draining = False
@@ -60,6 +63,7 @@ class App:
         self._worker = JsonWorker(layouts)
         self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
         rest = build_rest(settings, self.gate, self.router, self.control, self.ready)
+        add_admin(rest, self.gate, self.recorder.ring)
         self.http = HttpServer(settings, rest, self.edge)
         servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready)
         self.grpc = GrpcServer(settings, self.edge, servicer)
@@ -86,6 +90,9 @@ class App:
         self._probe.start()
         self.recorder.gauge("tidegate_connections", {}, lambda: float(self.http.connections))
         self.recorder.gauge("tidegate_inflight_bytes", {}, lambda: float(self.edge.inflight.used))
+        if (recording := self.recording) is not None:
+            self.recorder.gauge("tidegate_recording_dropped_total", {}, lambda: float(recording.dropped))
+            self.recorder.gauge("tidegate_recording_bytes", {}, lambda: float(recording.folder.used))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
         await self.control.load_all()
 
@@ -117,6 +124,8 @@ class App:
         await self.control.close()
         self._worker.close()
         self.metrics.close()
+        if self.recording is not None:
+            self.recording.close()
         self.journal.lifecycle("stopped")
         self.journal.close()
 

@@ -175,6 +175,15 @@ class LaneDefaults(_Section):
     )
 
 
+class Recording(_Section):
+    """What is written to disk about requests; nothing without a folder."""
+
+    dir: Path | None = Field(default=None, description="Folder for arrivals and tensors, of its own for each server; docs/recording.md.")
+    sample: Share = Field(default=0.01, description="Share of requests whose tensors are written too, with recording.tensors.")
+    tensors: bool = Field(default=False, description="Whether the tensors of sampled requests are written: they are what clients sent.")
+    max_bytes: Annotated[Bytes, Field(ge=1 << 20)] = Field(default=1 << 30, description="Most bytes in the folder; the oldest files go.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -195,6 +204,7 @@ class Settings(_Section):
     admin: Admin = Admin()
     log: Log = Log()
     lanes: LaneDefaults = LaneDefaults()
+    recording: Recording = Recording()
 
 
 def load_settings(file: Path | None, flags: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from time import monotonic
 
-from server.errors import InvalidRequest, TidegateError
+from server.engine.admission import admit
+from server.errors import TidegateError
+from server.explain import explained
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
+from server.recording import Recording
 from server.router.router import Router
 
 
@@ -26,22 +29,38 @@ SETTLED = Settled()
 
 
 class DataPlane:
-    def __init__(self, router: Router, recorder: Recorder, journal: Journal) -> None:
+    def __init__(self, router: Router, recorder: Recorder, journal: Journal, recording: Recording | None = None) -> None:
         self._router = router
         self._recorder = recorder
         self._journal = journal
+        self._recording = recording
+        self._note = recorder.ring.arrival
 
     def infer(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
         """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns."""
+        version = request.version
         try:
             route = self._router.route(request.model, request.version)
-            if (timeout := request.parameters.get("timeout")) is not None:
-                deadline = request.received + _timeout(timeout)
-                request.deadline = deadline if request.deadline is None else min(deadline, request.deadline)
+            version = route.version
+            admit(request, route.engine.terms)
+            if request.explain:
+                on_response = explained(request, route.reason, on_response)
             return route.engine.submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
             return SETTLED
+        finally:
+            if request.rows:  # it fits the model: part of the load, also where it was refused
+                self._arrived(request, version)
+
+    def _arrived(self, request: InferRequest, version: str) -> None:
+        """Note an arrival in the ring and, where that's on, in the recording: its size and its terms, not what is in it."""
+        deadline = request.deadline
+        limit = deadline - request.received if deadline is not None else None
+        event = (request.received, request.model, version, request.rows, request.length, request.priority, request.tenant, limit)
+        self._note(event)
+        if self._recording is not None:
+            self._recording.arrived(event, request)
 
     def done(self, request: InferRequest, response: InferResponse, encode_seconds: float) -> None:
         """An answer is ready to leave: count it, and log it if it failed or was slow."""
@@ -54,11 +73,6 @@ class DataPlane:
             figures.failed(error.reason if error is not None else "internal")
         else:
             figures.answered(total, batch.cut - request.queued, request.decode_seconds, encode_seconds)
+        if request.tenant and figures is not None:  # else it's still as the client wrote it, which no label may be
+            self._recorder.tenant(request.tenant, error.reason if error is not None else "")
         self._journal.finished(request, response, total, encode_seconds)
-
-
-def _timeout(value: str | int | float | bool) -> float:
-    """Seconds of the request parameter `timeout`, which is in microseconds. Raises InvalidRequest."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRequest(f"parameter 'timeout' must be a whole number of microseconds, got {value!r}")
-    return value * 1e-6 if value else float("inf")

@@ -21,12 +21,13 @@ from server.config import Settings
 from server.errors import ConfigError, Denied, Unauthenticated
 from server.messages import Principal
 
-INFER, READ, CONTROL, DEBUG = "infer", "read", "control", "debug"
+INFER, READ, CONTROL, DEBUG, TENANT = "infer", "read", "control", "debug", "tenant"
 CLASSES: Mapping[str, str] = {
     INFER: "ask a model",
     READ: "health and metadata",
     CONTROL: "change what is served",
     DEBUG: "see others' requests and the server's inside",
+    TENANT: "say for which tenant it asks (`x-tidegate-tenant`)",
 }
 ANONYMOUS = Principal("anonymous", "anonymous", frozenset((INFER, READ)))
 """Whoever shows no token, on a server that the network can reach."""
@@ -62,6 +63,8 @@ class Operation(Enum):
     EXPLAIN = (DEBUG, "how a request was batched, routed and run")
     BATCHER = (DEBUG, "what the batcher learned about a model")
     RECORDING = (DEBUG, "recorded arrivals and tensors")
+    INCIDENT = (DEBUG, "the last arrivals, batches, lane and routing events")
+    NAME_TENANT = (TENANT, "be believed about the tenant of a request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,13 @@ class Gate:
                 if hmac.compare_digest(token.digest, digest):
                     return token.principal
         raise Unauthenticated("this bearer token isn't one of admin.token_file")
+
+    def tenant(self, principal: Principal, named: str | None) -> str:
+        """For whom `principal` asks: whom it names, where it may be believed; else itself, "" for an anonymous one. What isn't believed
+        is passed over, not refused: proxies hand on whatever headers they get."""
+        if named and TENANT in principal.grants:
+            return named
+        return "" if principal.kind == "anonymous" else principal.name
 
     def check(self, principal: Principal, operation: Operation) -> None:
         """Returns if `principal` may do `operation`. Raises Unauthenticated where a token could help, else Denied; both say what's

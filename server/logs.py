@@ -128,6 +128,7 @@ def _facts(request: InferRequest, response: InferResponse, total: float, encode_
         "batch_rows": batch.rows if batch else 0,
         "lane": batch.lane if batch else "",
         "principal": request.principal.name if request.principal else "",
+        "tenant": request.tenant[:MAX_ID],
     }
     return {
         **{name: value for name, value in facts.items() if value},

@@ -67,7 +67,10 @@ class RequestedOutput(NamedTuple):
 
 @dataclass(slots=True)
 class BatchFacts:
-    """How a batch was made and ran, shared by all its answers. Times are time.monotonic; `reason` says why it was cut."""
+    """How a batch was made and ran, shared by all its answers. Times are time.monotonic; `reason` says why it was cut.
+
+    `length` is the longest request's (see InferRequest) and so each padded row's; `padding` is the share of the run's cells that were
+    padding."""
 
     rows: int
     requests: int
@@ -77,12 +80,18 @@ class BatchFacts:
     cut: float
     started: float
     finished: float
+    length: int = 1
+    padding: float = 0.0
 
 
 @dataclass(slots=True)
 class InferRequest:
     """One inference request, whichever edge it came by. `outputs` empty means all; `received` is time.monotonic at the last byte,
-    `queued` at submission; `decode_seconds` is what the edge spent on the body."""
+    `queued` at submission; `decode_seconds` is what the edge spent on the body.
+
+    `length` is the cells that a row has along the padded axes, 1 where nothing is padded. `priority` is as the client gave it: 1 is the
+    highest, 0 the lowest that the model has. `tenant` is who it's for, "" where nobody said. `explain` asks for the facts of its run.
+    """
 
     model: str
     inputs: dict[str, Tensor]
@@ -98,6 +107,10 @@ class InferRequest:
     queued: float = 0.0
     deadline: Deadline | None = None
     rows: int = 0
+    length: int = 1
+    priority: int = 0
+    tenant: str = ""
+    explain: bool = False
 
 
 @dataclass(slots=True)

@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     info = next(top for top in tops if top.endswith(".dist-info"))
     assert tops == {"server", "exporters", "monitor", "loadtests", "tidegate.py", info}
-    assert {"server/py.typed", f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
+    assert {"server/py.typed", "server/backends/t4_latency.yaml", f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
     tracked = run("git", "ls-files", "*.py", cwd=ROOT).stdout.split() if (ROOT / ".git").exists() else []
     assert {name for name in tracked if name.split("/")[0] in tops} <= names
 

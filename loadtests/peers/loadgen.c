@@ -1,10 +1,14 @@
 // A load generator for HTTP/1.1 that is cheap enough to share its cores with the server: one thread, epoll, requests made beforehand.
 //
-//   loadgen REQUESTS HOST PORT CONNECTIONS SECONDS WARMUP RATE SEED
+//   loadgen REQUESTS HOST PORT CONNECTIONS SECONDS WARMUP RATE SEED [DEADLINE_MS]
 //
 // Each connection has one request in flight. With RATE 0 the next is sent as soon as an answer is whole (closed loop). With RATE r, in
 // requests a second over all connections, each connection's requests fall due by a Poisson process of its own; one that falls due while
 // its connection still waits is sent late, and its latency counts from when it was due (no coordinated omission).
+//
+// With DEADLINE_MS (and a RATE) the requests of all connections fall due by one Poisson process, and each takes a connection that is
+// idle: no request waits for another one's answer while one is. A 503 then counts as refused, not as an error, and answers within
+// DEADLINE_MS of when they were due are counted apart. What found no connection idle before the end is unsent.
 //
 // REQUESTS is a file of little-endian integers: u32 count, then count times (u32 length, u32 answer, u32 tail, length bytes of request,
 // tail bytes): the body of an answer must have `answer` bytes (0: any number) and end in `tail`. Requests are sent in turn.
@@ -54,10 +58,12 @@ static struct sockaddr_in address;
 static int epoll;
 static uint64_t random_state;
 static double rate_each, begin, end;
+static double pool_due, deadline_ms;  // of the one process over all connections; 0: each connection has its own
+static int pool_next;
 
 static float *latencies;
 static size_t latency_count, latency_room;
-static long errors;
+static long errors, refused, within, unsent;
 static int bad_status;
 static char bad_reason[64];
 
@@ -181,7 +187,9 @@ static const char *fault(Connection *c) {  // what is wrong with a whole answer,
 static void finish(Connection *c, double t) {
   const char *reason = fault(c);
   c->busy = 0;
-  if (reason) {
+  if (deadline_ms > 0 && c->status == 503) {
+    refused += c->due >= begin && c->due < end;
+  } else if (reason) {
     fail(c, c->status, reason);
   } else if (c->due >= begin && c->due < end) {
     if (latency_count == latency_room) {
@@ -189,6 +197,11 @@ static void finish(Connection *c, double t) {
       latencies = checked(realloc(latencies, latency_room * sizeof *latencies));
     }
     latencies[latency_count++] = (t - c->due) * 1e3;
+    within += (t - c->due) * 1e3 <= deadline_ms;
+  }
+  if (deadline_ms > 0) {
+    if (c->closing) hang_up(c);
+    return;
   }
   c->due = rate_each > 0 ? c->due + gap() : t;
   if (c->closing || (c->due <= t && c->due < end && !launch(c))) hang_up(c);  // what is due is launched anew on a fresh connection
@@ -209,6 +222,24 @@ static void receive(Connection *c) {
     if (n < CHUNK) break;
   }
   if (c->busy && c->filled && whole(c)) finish(c, now());
+}
+
+// Starts what is due by the one process; answers when the next is, or 0 when all connections are busy: an answer will free one.
+static double start_pooled(Connection *all, int count) {
+  for (double t = now(); pool_due < end && t < end && pool_due <= t; t = now()) {
+    int tried = 0;
+    while (tried < count && all[pool_next].busy) pool_next = (pool_next + 1) % count, tried++;
+    if (tried == count) return 0;
+    Connection *c = &all[pool_next];
+    c->due = pool_due;
+    pool_due += gap();
+    if ((c->fd < 0 && !dial(c)) || !launch(c)) {
+      fail(c, 0, "can't connect or send");
+      if (c->fd >= 0) hang_up(c);
+    }
+    pool_next = (pool_next + 1) % count;
+  }
+  return pool_due < end ? pool_due : 0;
 }
 
 // Starts what is due; answers when the next is, or 0 when none waits for its time.
@@ -248,7 +279,7 @@ static void run(Connection *all, int count) {
   struct epoll_event event = {.events = EPOLLIN}, ready[64];
   epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event);
   for (;;) {
-    double next = start_due(all, count), t = now();
+    double next = deadline_ms > 0 ? start_pooled(all, count) : start_due(all, count), t = now();
     if (t >= end && !busy(all, count)) break;
     if (t >= end + GRACE) break;
     wake_at(timer, next);
@@ -267,6 +298,7 @@ static void run(Connection *all, int count) {
       if (c->fd >= 0 && (ready[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR))) receive(c);
     }
   }
+  for (; deadline_ms > 0 && pool_due < end; pool_due += gap()) unsent += pool_due >= begin;
   for (int i = 0; i < count; i++)
     if (all[i].busy) fail(&all[i], 0, "no answer in time");
 }
@@ -311,13 +343,14 @@ static void report(double seconds) {
   double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
   printf("{\"ok\":%zu,\"errors\":%ld,\"bad_status\":%d,\"bad_reason\":\"%s\",\"seconds\":%.3f,\"rate\":%.3f,\"mean_ms\":%.4f,", latency_count, errors,
          bad_status, bad_reason, seconds, latency_count / seconds, latency_count ? sum / latency_count : -1);
+  printf("\"refused\":%ld,\"within\":%ld,\"unsent\":%ld,", refused, within, unsent);
   printf("\"p50_ms\":%.4f,\"p90_ms\":%.4f,\"p99_ms\":%.4f,\"p999_ms\":%.4f,\"max_ms\":%.4f,\"client_cpu_s\":%.3f}\n", quantile(.5), quantile(.9),
          quantile(.99), quantile(.999), quantile(1), cpu);
 }
 
 int main(int argc, char **argv) {
-  if (argc != 9) {
-    fprintf(stderr, "usage: loadgen REQUESTS HOST PORT CONNECTIONS SECONDS WARMUP RATE SEED\n");
+  if (argc != 9 && argc != 10) {
+    fprintf(stderr, "usage: loadgen REQUESTS HOST PORT CONNECTIONS SECONDS WARMUP RATE SEED [DEADLINE_MS]\n");
     return 2;
   }
   int count = atoi(argv[4]);
@@ -329,8 +362,13 @@ int main(int argc, char **argv) {
     fprintf(stderr, "loadgen: HOST must be an IPv4 address, CONNECTIONS at least 1, SECONDS above 0, WARMUP and RATE not below 0\n");
     return 2;
   }
+  deadline_ms = argc == 10 ? atof(argv[9]) : 0;
+  if (deadline_ms < 0 || (deadline_ms > 0 && rate <= 0)) {
+    fprintf(stderr, "loadgen: DEADLINE_MS must not be below 0, and needs a RATE\n");
+    return 2;
+  }
   random_state = 88172645463325252ull ^ (strtoull(argv[8], NULL, 10) * 2654435761u);
-  rate_each = rate / count;
+  rate_each = deadline_ms > 0 ? rate : rate / count;
   epoll = epoll_create1(0);
   Connection *all = checked(calloc(count, sizeof *all));
   for (int i = 0; i < count; i++)
@@ -342,6 +380,7 @@ int main(int argc, char **argv) {
   begin = start + warmup;
   end = begin + seconds;
   for (int i = 0; i < count; i++) all[i].due = rate > 0 ? start + gap() : start;
+  pool_due = start + (rate > 0 ? gap() : 0);
   run(all, count);
   report(seconds);
   return 0;

@@ -16,9 +16,15 @@ from server.errors import ModelDefect
 
 GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
-BUILT_IN: Mapping[str, str] = MappingProxyType({DEFAULT: "server.backends.ort:OnnxRuntimeBackend"})
+EMULATED = "emulated"
+BUILT_IN: Mapping[str, str] = MappingProxyType(
+    {DEFAULT: "server.backends.ort:OnnxRuntimeBackend", EMULATED: "server.backends.emulated:EmulatedBackend"}
+)
 _ADVICE: Mapping[str, str] = MappingProxyType(
-    {DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'"}
+    {
+        DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
+        EMULATED: "it is part of tidegate: install tidegate again",
+    }
 )
 
 

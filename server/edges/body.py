@@ -50,6 +50,13 @@ class Body:
         if length > ONE_PIECE:
             self._begin_large(length)
 
+    def is_whole(self, chunk: bytes, head_length: int) -> None:
+        """All of it at once, with a head that was checked before."""
+        self.size = len(chunk)
+        self.head_length = head_length
+        self._chunks.append(chunk)
+        self._edge.inflight.take(self.size)
+
     def _checked_head_length(self, text: bytes) -> int:
         if not text.isdigit() or len(text) > 18:
             raise bad_head_length(text.decode("latin-1"), self._length)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from server.edges.body import Body, Bytes, bad_head_length
+from server.edges.body import ONE_PIECE, Body, Bytes, bad_head_length
 from server.edges.http_errors import error_response
 from server.edges.infer_edge import InferEdge, Target
 from server.errors import Cancelled, TidegateError
@@ -27,9 +27,10 @@ from server.protocol.reply import Reply
 WANTED = frozenset(
     (
         *(b"inference-header-content-length", b"content-length", b"content-encoding", b"accept-encoding"),
-        *(b"authorization", b"traceparent", b"expect"),
+        *(b"authorization", b"traceparent", b"expect", b"x-tidegate-tenant"),
     )
 )
+REPEATABLE = WANTED - {b"content-encoding", b"expect"}
 WORTH_DEFLATING = 1024  # answer bytes under which compression gains nothing
 DEFLATE_INLINE = 8 * 1024  # answer bytes that are compressed in the loop, more in a thread
 SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
@@ -50,14 +51,58 @@ class Connection(Protocol):
 
 
 class ColdExchange:
-    """A request that uvicorn runs through ASGI as `cycle`; `start` begins it, at the head of the connection's queue."""
+    """A request that uvicorn runs through ASGI as `cycle`; `start` starts it."""
 
-    __slots__ = ("cycle", "start", "started")
+    __slots__ = ("_start", "_started", "cycle")
 
     def __init__(self, cycle: RequestResponseCycle, start: Callable[[], None]) -> None:
         self.cycle = cycle
-        self.start = start
-        self.started = False
+        self._start = start
+        self._started = False
+
+    def begin(self) -> None:
+        """Its turn has come: it's the head of the connection's queue."""
+        if not self._started:
+            self._started = True
+            self._start()
+
+    def abandon(self) -> None:
+        """The client is gone."""
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+
+
+class KnownHead:
+    """The head of a connection's last request, as bytes and as what they mean. A client mostly sends the same head again: then the parser
+    and its callbacks have nothing to find out. Only for requests that come in one piece, with a small plain body, on a connection that
+    stays open."""
+
+    __slots__ = ("fields", "head", "head_length", "length", "target")
+
+    def __init__(self, head: bytes, exchange: HotExchange, length: int) -> None:
+        self.head = head
+        self.target = exchange.target
+        self.fields = exchange.fields
+        self.head_length = exchange.body.head_length
+        self.length = len(head) + length
+
+    @classmethod
+    def of(cls, data: bytes, exchange: HotExchange) -> KnownHead | None:
+        """What is to be known of `exchange`, which came as `data`, if it can come again. None where it's more or less than one request."""
+        fields = exchange.fields
+        length = int(fields.get(b"content-length", b"-1"))
+        end = data.find(b"\r\n\r\n") + 4
+        plain = fields.keys() <= REPEATABLE and 0 <= length <= ONE_PIECE
+        if exchange.close or exchange.parts is not None or not plain or len(data) - end != length:
+            return None
+        return cls(data[:end], exchange, length)
+
+    def exchange(self, data: bytes, connection: Connection, edge: InferEdge) -> HotExchange:
+        """The exchange of a request that came as `data`, and not yet completed."""
+        exchange = HotExchange(connection, edge, self.target)
+        exchange.fields = self.fields
+        exchange.body.is_whole(data[len(self.head) :], self.head_length)
+        return exchange
 
 
 class HotExchange:
@@ -168,9 +213,13 @@ class HotExchange:
             authorization = fields.get(b"authorization")
             request.principal = edge.gate.principal(None if authorization is None else authorization.decode("latin-1"))
             edge.gate.check(request.principal, Operation.INFER)
+            if request.parameters and request.parameters.get("explain"):
+                edge.gate.check(request.principal, Operation.EXPLAIN)
         except TidegateError as error:
             self.fail(error)
             return
+        named = fields.get(b"x-tidegate-tenant")
+        request.tenant = edge.gate.tenant(request.principal, None if named is None else named.decode("latin-1"))
         if b"traceparent" in fields:
             request.trace = TraceContext(fields[b"traceparent"].decode("latin-1"))
         request.decode_seconds = monotonic() - self._received

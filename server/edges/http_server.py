@@ -83,8 +83,7 @@ class HttpServer:
 
     def _connection(self) -> InferProtocol:
         protocol = InferProtocol(self._config, self._state, {}, self._edge)
-        if self._draining:
-            protocol.shutdown_on_connect()
+        protocol.closing = self._draining  # then it closes as soon as there's a transport
         return protocol
 
     def _sweep(self) -> None:

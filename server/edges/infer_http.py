@@ -4,6 +4,7 @@ Any other request goes on to uvicorn and the ASGI app. One queue per connection 
 answers leave in that order; a cold one starts only at the queue's head. The rules of a connection:
 
 - reading pauses while too many answers are owed, the client doesn't read, or too many bytes are in flight over all connections;
+- a request whose head is the last one's to the byte isn't parsed again;
 - the rest of a large body is received by an Intake in the connection's place, and rests between its pieces while others are served;
 - time-outs are judged by `tick`, called about once a second for every connection: no timer is armed per request;
 - while the server drains, the last answer owed says `connection: close`; the socket is then half-closed and what still comes is
@@ -26,7 +27,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from server.edges.exchange import WANTED, ColdExchange, HotExchange
+from server.edges.exchange import WANTED, ColdExchange, HotExchange, KnownHead
 from server.edges.flow import Flow
 from server.edges.infer_edge import InferEdge, Target
 from server.edges.intake import Intake
@@ -48,17 +49,18 @@ class InferProtocol(HttpToolsProtocol):
         self._edge = edge
         self._queue: deque[HotExchange | ColdExchange] = deque()
         self._message: HotExchange | None = None  # the hot message that is being received
+        self._known: KnownHead | None = None  # the last request's head, where it may come again
+        self._last: HotExchange | None = None  # the hot message that was completed last
         self._decided = True  # whether the message that is being received is known to be hot or cold
-        self._receiving = False  # inside a message
-        self._in_headers = False
-        self._header_bytes = 0
-        self._body_bytes = 0
+        self._receiving = self._in_headers = False  # inside a message, and in its headers
+        self._header_bytes = self._body_bytes = 0
+        self._first = self._counts = True  # whether a message that begins now begins the piece read, and whether all of it is headers
         self._since = 0.0  # when the message that is being received began
         self._active = monotonic()  # when bytes last came or an answer last left
         self._answered = 0.0  # when an answer last left
         self._stalled = 0.0  # since when the client has not read its answers
         self._owed = 0  # bytes of answers that wait for their turn
-        self._closing = False  # the server drains
+        self.closing = False  # the server drains
         self._deaf = 0.0  # since when what comes is dropped: 0 while we listen
 
     # The transport's callbacks
@@ -66,18 +68,12 @@ class InferProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
-        if self._closing:
+        if self.closing:
             transport.close()  # accepted by the kernel just before the listener closed
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._message = None
-        for exchange in self._queue:
-            if isinstance(exchange, HotExchange):
-                exchange.abandon()
-            else:
-                exchange.cycle.disconnected = True
-                exchange.cycle.message_event.set()
-        self._queue.clear()
+        self._message = self._known = None
+        self._abandon()
         self._receiving = False
         super().connection_lost(exc)
 
@@ -85,6 +81,12 @@ class InferProtocol(HttpToolsProtocol):
         if self._deaf:
             return
         self._active = monotonic()
+        begins = self._first = not self._receiving
+        self._counts = True
+        known = self._known
+        if known is not None and begins and len(data) == known.length and data.startswith(known.head):
+            self._completed(known.exchange(data, self, self._edge), new=True)
+            return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -92,9 +94,11 @@ class InferProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._malformed(error)
         if self._in_headers and self._receiving:
-            self._header_bytes += len(data)
+            self._header_bytes += len(data) if self._counts else 0
             if self._header_bytes > self._edge.limits.max_header_bytes:
                 self._refuse(BodyTooLarge(f"request headers take at most {self._edge.limits.max_header_bytes} bytes"), 431)
+        elif self._last is not None:
+            self._known, self._last = KnownHead.of(data, self._last) if begins else None, None
         elif (message := self._message) is not None and (missing := message.body.missing) and self.scheme == "http":
             self.transport.set_protocol(Intake(self, message.body, missing))
 
@@ -123,6 +127,7 @@ class InferProtocol(HttpToolsProtocol):
         self.url = b""
         self._decided = False
         self._receiving = self._in_headers = True
+        self._counts, self._first = self._first, False
         self._header_bytes = self._body_bytes = 0
         self._since = self._active
 
@@ -185,10 +190,16 @@ class InferProtocol(HttpToolsProtocol):
                 if not self.parser.should_keep_alive():
                     self._deaf = self._active
             return
-        self._message = None
-        message.complete()
+        self._message, self._last = None, message
+        self._completed(message)
         if message.close:
             self._deaf = self._active
+
+    def _completed(self, message: HotExchange, *, new: bool = False) -> None:
+        """A hot message is whole; a `new` one isn't in the queue yet."""
+        if new:
+            self._queue.append(message)
+        message.complete()
         if len(self._queue) >= self._edge.limits.pipeline_depth:
             self.flow.hold("depth")
 
@@ -211,12 +222,7 @@ class InferProtocol(HttpToolsProtocol):
         exchange = ColdExchange(cycle, partial(super()._start_asgi_task, cycle, app))
         self._queue.append(exchange)
         if self._queue[0] is exchange:
-            self._start_cold(exchange)
-
-    def _start_cold(self, exchange: ColdExchange) -> None:
-        if not exchange.started:
-            exchange.started = True
-            exchange.start()
+            exchange.begin()
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -243,7 +249,7 @@ class InferProtocol(HttpToolsProtocol):
         while queue:
             head = queue[0]
             if isinstance(head, ColdExchange):
-                self._start_cold(head)
+                head.begin()
                 return
             if head.parts is None:
                 if head.expects_continue:
@@ -259,12 +265,12 @@ class InferProtocol(HttpToolsProtocol):
         self._owed = 0
         self.flow.release("owed")
         self.flow.release("depth")
-        if self._closing and not self._receiving:
+        if self.closing and not self._receiving:
             self._end()
 
     def _write(self, exchange: HotExchange) -> None:
         self.server_state.total_requests += 1
-        if exchange.close or (self._closing and not self._queue and not self._receiving):
+        if exchange.close or (self.closing and not self._queue and not self._receiving):
             exchange.announce_close()
         exchange.write(self.transport)
 
@@ -304,10 +310,7 @@ class InferProtocol(HttpToolsProtocol):
     def _end(self) -> None:
         """The last answer has been written: half-close and linger, or close where the transport can't half-close (TLS)."""
         self._deaf = monotonic()
-        for exchange in self._queue:
-            if isinstance(exchange, HotExchange):
-                exchange.abandon()
-        self._queue.clear()
+        self._abandon()
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():
@@ -316,13 +319,14 @@ class InferProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def shutdown_on_connect(self) -> None:
-        """The server drains already: close as soon as there's a transport."""
-        self._closing = True
+    def _abandon(self) -> None:
+        for exchange in self._queue:
+            exchange.abandon()
+        self._queue.clear()
 
     def shutdown(self) -> None:
         """The server drains: finish what has begun, accept nothing new."""
-        self._closing = True
+        self.closing = True
         if not self._queue and not self._receiving:
             self._end()
 

@@ -20,13 +20,17 @@ from server.controlplane import ControlPlane
 from server.edges.http_errors import body_of, headers_of, status_of
 from server.engine.engine import Engine
 from server.errors import InvalidRequest, NotFound, TidegateError
+from server.explain import report
 from server.gate import Gate, Operation
 from server.router.router import Router
 from server.tensors import TensorSpec
 
-EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(timeout)"]
+EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)"]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
-`Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors."""
+`Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.
+
+Request parameters: `timeout` (microseconds until the answer is worth nothing; 0: the model's own), `priority` (1 is served first, 0 last),
+`explain` (true puts the facts of the run into the answer's parameters), `binary_data_output`."""
 
 
 class JSONResponse(Response):
@@ -115,6 +119,12 @@ def _models(app: FastAPI, allow: Allow, router: Router) -> None:
         if entry.manifest is None:
             raise NotFound(f"model '{model}' version {entry.version} has no manifest: it is a bare model file")
         return JSONResponse(entry.manifest.model_dump(mode="json"))
+
+    @app.get("/v2/models/{model}/versions/{version}/batcher", tags=["models"], summary="How this version is batched, and why")
+    @app.get("/v2/models/{model}/batcher", tags=["models"], summary="How this model is batched, and why")
+    async def batcher(request: Request, model: str, version: str = "") -> Response:
+        allow(request, Operation.BATCHER)
+        return JSONResponse(report(router.entry(model, version)).model_dump(mode="json"))
 
     @app.post("/v2/models/{model}/versions/{version}/infer", tags=["inference"], summary="Infer", description=INFER_DOC)
     @app.post("/v2/models/{model}/infer", tags=["inference"], summary="Infer", description=INFER_DOC)

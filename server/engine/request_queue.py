@@ -1,96 +1,237 @@
-"""Requests that wait for a run, grouped by what may share one: a deque per group, first come first served inside.
+"""Requests that wait for a run, in lines: those of one line may share a run, come from one tenant at one priority, and are alike in length.
 
-Rows are counted, never requests. A cancelled request stays in its deque as a tombstone until its turn comes or tombstones prevail.
+A line is in order of `due`: the deadline, or where there's none the moment from which it has waited long enough. Equal patience means first
+come first served. Rows are counted, never requests. A cancelled request stays as a tombstone until its turn comes or tombstones prevail.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from math import log2
+from typing import TypeAlias
 
 from server.messages import InferRequest, OnResponse
 
-COMPACT_AT = 64  # tombstones that are kept before the deques are swept
+COMPACT_AT = 64  # tombstones that are kept before the lines are swept
+RECENT = 2048  # rows whose arrival is remembered: bursts of the past say what may come
+PATIENCE = 1.0  # seconds after which a request without deadline or objective is as urgent as one at its deadline
+
+ENDLESS = float("inf")
+
+LineKey: TypeAlias = tuple[Hashable, int, str, int]
+"""Group, priority, tenant, bucket of lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """The most that may wait: rows, and bytes of inputs (None: no bound of its own)."""
+
+    rows: int = 1024
+    bytes: int | None = None
 
 
 class Ticket:
-    """One waiting request: the handle that `Engine.submit` gives back."""
+    """One waiting request: the handle that `Engine.submit` gives back.
 
-    __slots__ = ("cancelled", "group", "on_response", "queue", "request", "rows")
+    `lowest` is the number of priorities, which a request that names none gets; `patience` is how long it may wait where it has no deadline;
+    `reserve` seconds of its deadline are for what comes after the run.
+    """
 
-    def __init__(self, request: InferRequest, on_response: OnResponse, group: Hashable) -> None:
+    __slots__ = ("cancelled", "deadline", "due", "group", "length", "line", "on_response", "priority", "queued", "request", "rows", "size")
+
+    def __init__(
+        self,
+        request: InferRequest,
+        on_response: OnResponse,
+        group: Hashable,
+        lowest: int = 1,
+        patience: float = PATIENCE,
+        reserve: float = 0.0,
+    ) -> None:
         self.request = request
         self.on_response = on_response
         self.group = group
         self.rows = request.rows
+        self.length = request.length
+        self.queued = request.queued
+        deadline = request.deadline
+        self.deadline = deadline = None if deadline is None or deadline == ENDLESS else deadline - reserve
+        self.due = request.queued + patience if deadline is None else deadline
+        self.priority = min(request.priority or lowest, lowest)
+        self.size = 0
         self.cancelled = False
-        self.queue: RequestQueue | None = None
+        self.line: Line | None = None
+
+    @property
+    def tenant(self) -> str:
+        return self.request.tenant
 
     def cancel(self) -> None:
         """Fall out of the queue; in a run already, the answer is dropped."""
         if not self.cancelled:
             self.cancelled = True
-            if self.queue is not None:
-                self.queue.forget(self)
+            if self.line is not None:
+                self.line.queue.forget(self)
+
+
+class Line:
+    """Tickets of one key, most urgent first; never empty while it's in the queue. `rows` counts the live ones; `dated` whether any has
+    had a deadline."""
+
+    __slots__ = ("bucket", "dated", "group", "key", "priority", "queue", "rows", "tenant", "tickets")
+
+    def __init__(self, key: LineKey, queue: RequestQueue) -> None:
+        self.key = key
+        self.group, self.priority, self.tenant, self.bucket = key
+        self.queue = queue
+        self.rows = 0
+        self.dated = False
+        self.tickets: deque[Ticket] = deque()
+
+
+def _due(ticket: Ticket) -> float:
+    return ticket.due
 
 
 class RequestQueue:
-    """`rows` waiting are those of live requests; `groups` maps what may share a run to its deque, never an empty one."""
+    """`rows` and `bytes` waiting are those of live requests; `arrived` counts all rows that ever came, those refused at the door too;
+    `recent` is when the last of them did; `tombstones` are cancelled ones that are still in line. `boundaries` are the longest lengths of
+    the buckets; without any they grow by √2."""
 
-    __slots__ = ("_tombstones", "groups", "rows")
+    __slots__ = ("_boundaries", "arrived", "bytes", "lines", "recent", "rows", "tombstones")
 
-    def __init__(self) -> None:
-        self.groups: dict[Hashable, deque[Ticket]] = {}
+    def __init__(self, boundaries: Sequence[int] = ()) -> None:
+        self.lines: dict[LineKey, Line] = {}
         self.rows = 0
-        self._tombstones = 0
+        self.bytes = 0
+        self.arrived = 0
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self._boundaries = tuple(boundaries)
+        self.tombstones = 0
 
     def push(self, ticket: Ticket) -> None:
-        waiting = self.groups.get(ticket.group)
-        if waiting is None:
-            waiting = self.groups[ticket.group] = deque()
-        waiting.append(ticket)
-        ticket.queue = self
-        self.rows += ticket.rows
-
-    def pop(self, group: Hashable) -> Ticket:
-        """The head of a group, tombstone or not; its group goes with its last ticket."""
-        waiting = self.groups[group]
-        ticket = waiting.popleft()
-        if not waiting:
-            del self.groups[group]
-        ticket.queue = None
-        if ticket.cancelled:
-            self._tombstones -= 1
+        """Let a ticket wait."""
+        length = ticket.length
+        key = (ticket.group, ticket.priority, ticket.request.tenant, 0 if length == 1 else self._bucket(length))
+        line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = Line(key, self)
+        tickets = line.tickets
+        if tickets and ticket.due < tickets[-1].due:
+            tickets.insert(bisect_right(tickets, ticket.due, key=_due), ticket)  # a deadline that jumps the line
         else:
-            self.rows -= ticket.rows
+            tickets.append(ticket)
+        ticket.line = line
+        line.rows += ticket.rows
+        if ticket.deadline is not None:
+            line.dated = True
+        self.rows += ticket.rows
+        self.bytes += ticket.size
+        self.arrived += ticket.rows
+        if ticket.rows == 1:
+            self.recent.append(ticket.queued)
+        else:
+            self.recent.extend([ticket.queued] * ticket.rows)
+
+    def _bucket(self, length: int) -> int:
+        return bisect_right(self._boundaries, length - 1) + 1 if self._boundaries else int(2 * log2(length))
+
+    def pop(self, line: Line) -> Ticket:
+        """The head of a line, tombstone or not; the line goes with its last ticket."""
+        ticket = line.tickets.popleft()
+        if not line.tickets:
+            del self.lines[line.key]
+        self._left(ticket, line)
         return ticket
 
-    def oldest(self) -> Hashable:
-        """The group whose head has waited longest. The queue must not be empty."""
-        groups = self.groups
-        if len(groups) == 1:
-            return next(iter(groups))
-        return min(groups, key=lambda group: groups[group][0].request.queued)
+    def take(self, line: Line) -> list[Ticket]:
+        """All of a line. The queue must hold no tombstone."""
+        del self.lines[line.key]
+        taken = list(line.tickets)
+        line.tickets.clear()
+        for ticket in taken:
+            ticket.line = None
+            self.bytes -= ticket.size
+        self.rows -= line.rows
+        line.rows = 0
+        return taken
+
+    def restore(self, line: Line, ticket: Ticket) -> None:
+        """Put a live ticket back as the head of the line that it was popped from."""
+        self.lines[line.key] = line
+        line.tickets.appendleft(ticket)
+        ticket.line = line
+        line.rows += ticket.rows
+        if ticket.deadline is not None:
+            line.dated = True
+        self.rows += ticket.rows
+        self.bytes += ticket.size
+
+    def remove(self, ticket: Ticket) -> None:
+        """Take a live ticket out of the middle of its line."""
+        line = ticket.line
+        assert line is not None
+        line.tickets.remove(ticket)
+        if not line.tickets:
+            del self.lines[line.key]
+        self._left(ticket, line)
+
+    def _left(self, ticket: Ticket, line: Line) -> None:
+        ticket.line = None
+        if ticket.cancelled:
+            self.tombstones -= 1
+        else:
+            line.rows -= ticket.rows
+            self.rows -= ticket.rows
+            self.bytes -= ticket.size
 
     def forget(self, ticket: Ticket) -> None:
         """A waiting ticket was cancelled: stop counting it."""
+        assert ticket.line is not None
+        ticket.line.rows -= ticket.rows
         self.rows -= ticket.rows
-        self._tombstones += 1
-        if self._tombstones > COMPACT_AT and self._tombstones > sum(map(len, self.groups.values())) // 2:
+        self.bytes -= ticket.size
+        self.tombstones += 1
+        if self.tombstones > COMPACT_AT and self.tombstones > sum(len(line.tickets) for line in self.lines.values()) // 2:
             self._sweep()
 
     def _sweep(self) -> None:
-        for group, waiting in list(self.groups.items()):
-            live = deque(ticket for ticket in waiting if not ticket.cancelled)
-            if live:
-                self.groups[group] = live
-            else:
-                del self.groups[group]
-        self._tombstones = 0
+        for line in list(self.lines.values()):
+            line.tickets = deque(ticket for ticket in line.tickets if not ticket.cancelled)
+            if not line.tickets:
+                del self.lines[line.key]
+        self.tombstones = 0
+
+    def below(self, priority: int) -> Iterator[Ticket]:
+        """Every live ticket of a lower priority than `priority`, each taken out."""
+        for line in [line for line in self.lines.values() if line.priority > priority]:
+            while line.tickets:
+                ticket = self.pop(line)
+                if not ticket.cancelled:
+                    yield ticket
+
+    def overdue(self, now: float) -> list[Ticket]:
+        """Every live ticket whose deadline has passed, each taken out; all of them with `now` infinite."""
+        live = [ticket for line in self.lines.values() for ticket in line.tickets if not ticket.cancelled]
+        late = [ticket for ticket in live if now == ENDLESS or (ticket.deadline is not None and ticket.deadline <= now)]
+        for ticket in late:
+            ticket.cancel()
+        return late
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of those that wait, None where none has one."""
+        firsts = (
+            next((one.deadline for one in line.tickets if not one.cancelled and one.deadline is not None), None)
+            for line in self.lines.values()
+        )
+        return min((deadline for deadline in firsts if deadline is not None), default=None)
 
     def clear(self) -> Iterator[Ticket]:
         """Every live ticket, each taken out."""
-        while self.groups:
-            ticket = self.pop(next(iter(self.groups)))
+        while self.lines:
+            ticket = self.pop(next(iter(self.lines.values())))
             if not ticket.cancelled:
                 yield ticket

@@ -8,30 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from server.errors import TidegateError
 from server.tensors import Tensor, TensorSpec
 
 
+class LossReason(StrEnum):
+    """How a lane was lost; also the label of tidegate_lane_restarts_total."""
+
+    DIED = "died"
+    HUNG = "hung"
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A lane is no more: why, and in words what became of it."""
+
+    reason: LossReason
+    text: str
+
+
 @dataclass(slots=True)
 class RunResult:
-    """One finished run: outputs by name, or the error. `started` and `finished` are time.monotonic around the backend's run."""
+    """One finished run: outputs by name, or the error. `started` and `finished` are time.monotonic around the backend's run.
+    `loss` says that the lane was lost in it, beside an error that says so too: the batch may be tried in another."""
 
     outputs: dict[str, Tensor]
     started: float
     finished: float
     error: TidegateError | None = None
+    loss: Loss | None = None
 
 
 OnResult: TypeAlias = Callable[[RunResult], None]
+OnLoss: TypeAlias = Callable[[Loss], None]
 
 
 class Lane(Protocol):
-    """`kind` is inline, thread or process. `inputs` and `outputs` are the opened backend's specs."""
+    """`kind` is inline, thread or process. `inputs` and `outputs` are the opened backend's specs. `depth` is how many batches may be
+    submitted before the first one's result: 2 where the device would else stand still between two runs."""
 
     kind: str
     name: str
+    depth: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -45,6 +66,15 @@ class Lane(Protocol):
 
     def successor(self) -> Lane | None:
         """The lane that takes this one's place from now on, None while it does well. Asked after each run."""
+        ...
+
+    def watch(self, on_loss: OnLoss) -> None:
+        """Have `on_loss` called in the loop, once, should the lane be lost while it's idle. Only a process lane can be."""
+        ...
+
+    def renew(self, wanted: Callable[[], bool]) -> Lane:
+        """A lane in place of this one, which was lost; itself where it can't be. Blocks, until it's open or not `wanted`: call it off the
+        loop. Raises ModelDefect."""
         ...
 
     def close(self) -> None:

@@ -6,10 +6,10 @@ It times itself: a model that turns out slow (a larger shape than warm-up tried)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from server.backends.base import Backend
-from server.lanes.base import Lane, OnResult
+from server.lanes.base import Lane, OnLoss, OnResult
 from server.lanes.buffers import Buffers
 from server.lanes.run import timed_run
 from server.lanes.thread import ThreadLane
@@ -23,6 +23,7 @@ TOO_SLOW = 2.0  # times the limit: the mean must pass this before the model is m
 
 class InlineLane:
     kind = "inline"
+    depth = 1
 
     def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
@@ -43,6 +44,12 @@ class InlineLane:
         if self._mean <= TOO_SLOW * INLINE_LIMIT:
             return None
         return ThreadLane(self.name, self._backend, self._loop)
+
+    def watch(self, on_loss: OnLoss) -> None:
+        """Nothing is told: this lane is lost only with the server."""
+
+    def renew(self, wanted: Callable[[], bool]) -> Lane:
+        return self
 
     def close(self) -> None:
         self._backend.close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
 from server.backends.base import Backend
-from server.lanes.base import OnResult
+from server.lanes.base import Lane, OnLoss, OnResult
 from server.lanes.buffers import Buffers
 from server.lanes.run import timed_run
 from server.tensors import Tensor
@@ -21,19 +21,23 @@ _Job: TypeAlias = tuple[Mapping[str, Tensor], int, OnResult]
 class ThreadLane:
     kind = "thread"
 
-    def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop, depth: int = 1) -> None:
         self.name = name
+        self.depth = depth
         self.inputs, self.outputs = backend.inputs, backend.outputs
         self._backend = backend
         self._loop = loop
-        self._buffers = Buffers(backend.inputs)
-        self.buffer = self._buffers.view
+        self._buffers = [Buffers(backend.inputs) for _ in range(depth)]
+        self.buffer = self._buffers[0].view
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread = Thread(target=self._work, name=f"lane-{name}", daemon=True)
         self._thread.start()
 
     def submit(self, inputs: Mapping[str, Tensor], rows: int, on_result: OnResult) -> None:
         self._jobs.put((inputs, rows, on_result))
+        if self.depth > 1:  # the next batch is gathered while this one runs
+            self._buffers.append(self._buffers.pop(0))
+            self.buffer = self._buffers[0].view
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -46,6 +50,12 @@ class ThreadLane:
 
     def successor(self) -> None:
         return None
+
+    def watch(self, on_loss: OnLoss) -> None:
+        """Nothing is told: this lane is lost only with the server."""
+
+    def renew(self, wanted: Callable[[], bool]) -> Lane:
+        return self
 
     def close(self) -> None:
         self._jobs.put(None)

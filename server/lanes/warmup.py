@@ -29,11 +29,13 @@ PROOF = (2, 3)  # rows of the two parts: unlike, so that an answer of fixed rows
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """What warm-up found. `latency` is the median seconds of a run by rows; `why` says why a model is served unbatched."""
+    """What warm-up found. `latency` is the median seconds of a run by rows; `why` says why a model is served unbatched; `free_axis`
+    is the length of axes that vary in the inputs that it took."""
 
     latency: Mapping[int, float]
     batched: bool
     why: str = ""
+    free_axis: int = FREE_AXES[0]
 
 
 class _Refused(Exception):
@@ -51,6 +53,10 @@ class _Trial:
 
     def inputs(self, rows: int) -> dict[str, Tensor]:
         return {spec.name: _sample(spec, rows, self.free_axis, self.random) for spec in self.backend.inputs}
+
+    def found(self, latency: Mapping[int, float], why: str = "") -> WarmUp:
+        """The result; `why` it's unbatched, "" where it isn't."""
+        return WarmUp(latency, batched=not why, why=why, free_axis=self.free_axis)
 
     def run(self, inputs: Mapping[str, Tensor], rows: int) -> RunResult:
         result = timed_run(self.backend, inputs, rows)
@@ -89,10 +95,10 @@ def warm_up(backend: Backend, rows: Sequence[int], seed: int = 0, *, trust_batch
         why = f"warm-up input couldn't be made: {error}"
         return WarmUp({}, batched=trust_batch_axis and not claim, why="" if trust_batch_axis and not claim else why)
     if claim:
-        return WarmUp({1: trial.time(1)}, batched=False, why=claim)
+        return trial.found({1: trial.time(1)}, claim)
     fault = "" if trust_batch_axis else _mixes_rows(trial)
     if fault:
-        return WarmUp({1: trial.time(1)}, batched=False, why=fault)
+        return trial.found({1: trial.time(1)}, fault)
     latency: dict[int, float] = {}
     for count in _affordable(trial, sorted(set(rows)), latency):
         try:
@@ -100,8 +106,19 @@ def warm_up(backend: Backend, rows: Sequence[int], seed: int = 0, *, trust_batch
         except _Refused as error:
             if trust_batch_axis:
                 raise ModelDefect(f"warm-up with {count} rows failed: {error}") from error
-            return WarmUp(_single(trial, latency), batched=False, why=f"a run of {count} rows failed: {error}")
-    return WarmUp(latency, batched=True)
+            return trial.found(_single(trial, latency), f"a run of {count} rows failed: {error}")
+    return trial.found(latency)
+
+
+def made_up(inputs: Sequence[TensorSpec], rows: int, free_axis: int, seed: int = 0) -> dict[str, Tensor]:
+    """One run's inputs as warm-up makes them."""
+    random = np.random.default_rng(seed)
+    return {spec.name: _sample(spec, rows, free_axis, random) for spec in inputs}
+
+
+def input_bytes(inputs: Sequence[TensorSpec], rows: int, free_axis: int) -> int:
+    """At most how many bytes such inputs have."""
+    return sum(math.prod(_shape(spec, rows, free_axis)) * max(spec.dtype.size, 8) for spec in inputs)
 
 
 def _claim(backend: Backend, trusted: bool) -> str:
@@ -181,18 +198,16 @@ def _affordable(trial: _Trial, rows: Sequence[int], latency: Mapping[int, float]
     for count in rows:
         if latency:
             last, seconds = max(latency.items())
-            if trial.spent + 2 * seconds * count / last > BUDGET or _bytes(trial, count) > MAX_INPUT_BYTES:
+            if (
+                trial.spent + 2 * seconds * count / last > BUDGET
+                or input_bytes(trial.backend.inputs, count, trial.free_axis) > MAX_INPUT_BYTES
+            ):
                 return
         yield count
 
 
 def _single(trial: _Trial, latency: Mapping[int, float]) -> Mapping[int, float]:
     return {1: latency[1] if 1 in latency else trial.time(1)}
-
-
-def _bytes(trial: _Trial, rows: int) -> int:
-    shapes = [(spec, _shape(spec, rows, trial.free_axis)) for spec in trial.backend.inputs]
-    return sum(math.prod(shape) * max(spec.dtype.size, 8) for spec, shape in shapes)
 
 
 def _has_free_axes(backend: Backend) -> bool:

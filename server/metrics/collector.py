@@ -43,7 +43,15 @@ class RecorderCollector(Collector):
             catalogue.PHASE_DURATION, [((*each.key, phase), getattr(each, phase)) for each in figures for phase in catalogue.PHASES]
         )
         yield _histograms(catalogue.BATCH_ROWS, [(each.key, each.rows) for each in figures])
+        padded = [each for each in figures if any(each.length)]
+        yield _histograms(catalogue.BATCH_LENGTH, [(each.key, each.length) for each in padded])
+        yield _histograms(catalogue.PADDING_RATIO, [(each.key, each.padding) for each in padded])
         yield _numbers(catalogue.REQUESTS, _requests(figures, unrouted))
+        yield _numbers(catalogue.DROPPED, (((*each.key, why), count) for each in figures for why, count in each.drops.items()))
+        tenants = self._recorder.tenants()
+        yield _numbers(
+            catalogue.TENANT_REQUESTS, (((name, outcome), count) for name, by in tenants.items() for outcome, count in by.items())
+        )
         yield _numbers(
             catalogue.BATCHES, (((*each.key, reason), count) for each in figures for reason, count in each.batches.copy().items())
         )

@@ -11,11 +11,25 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from server.messages import BatchFacts, ModelKey
-from server.metrics.catalogue import CATALOGUE, OUTCOMES, PHASE_SECONDS, PHASES, REQUEST_SECONDS, ROWS, USUAL_REASONS
+from server.metrics.catalogue import (
+    CATALOGUE,
+    DROPS,
+    LENGTHS,
+    OUTCOMES,
+    PADDING,
+    PHASE_SECONDS,
+    PHASES,
+    REQUEST_SECONDS,
+    ROWS,
+    SUCCESS,
+    USUAL_REASONS,
+)
+from server.ring import Ring
 
-MAX_KEYS = 35
+MAX_KEYS = 27
 """Models, versions and precisions with series of their own: 5,000 series in all. What comes beyond is counted under OTHER."""
 MAX_LANES = 8
+MAX_TENANTS = 32
 OTHER = ModelKey("other", "", "")
 UNROUTED = ModelKey("", "", "")
 
@@ -31,16 +45,23 @@ def _histogram(bounds: tuple[float, ...]) -> Counts:
 class Figures:
     """What one model, version and precision did so far. Called in the event loop only."""
 
-    __slots__ = ("batches", "compute", "decode", "duration", "encode", "failures", "gather", "key", "lanes", "queue", "rows", "scatter")
+    __slots__ = (
+        *("batches", "compute", "decode", "drops", "duration", "encode", "failures", "gather", "key", "lanes", "length", "note", "padding"),
+        *("queue", "rows", "scatter"),
+    )
 
-    def __init__(self, key: ModelKey) -> None:
+    def __init__(self, key: ModelKey, ring: Ring | None = None) -> None:
         self.key = key
+        self.note = (ring or Ring()).batch
         self.duration = _histogram(REQUEST_SECONDS)
         self.decode, self.queue, self.gather, self.compute, self.scatter, self.encode = (_histogram(PHASE_SECONDS) for _ in PHASES)
         self.rows = _histogram(ROWS)
+        self.length = _histogram(LENGTHS)  # this and the next stay empty where nothing is padded
+        self.padding = _histogram(PADDING)
         self.batches: dict[str, int] = {}
         self.lanes: dict[str, float] = {}
         self.failures: dict[str, int] = dict.fromkeys(USUAL_REASONS, 0)
+        self.drops: dict[str, int] = dict.fromkeys(DROPS, 0)
 
     def answered(self, total: float, queue: float, decode: float, encode: float) -> None:
         """One request was answered; seconds in all, and in the phases that are its own."""
@@ -64,11 +85,17 @@ class Figures:
     def batch(self, facts: BatchFacts, gather_seconds: float, scatter_seconds: float) -> None:
         """One batch ran: its phases count once for each of its requests, so that a request's phases add up."""
         requests, compute = facts.requests, facts.finished - facts.started
+        self.note((facts.cut, *self.key, facts.rows, requests, facts.length, facts.reason, facts.lane, compute))
         for counts, seconds in ((self.gather, gather_seconds), (self.compute, compute), (self.scatter, scatter_seconds)):
             counts[bisect_left(PHASE_SECONDS, seconds)] += requests
             counts[-1] += seconds * requests
         self.rows[bisect_left(ROWS, facts.rows)] += 1
         self.rows[-1] += facts.rows
+        if facts.length > 1:
+            self.length[bisect_left(LENGTHS, facts.length)] += 1
+            self.length[-1] += facts.length
+            self.padding[bisect_left(PADDING, facts.padding)] += 1
+            self.padding[-1] += facts.padding
         try:
             self.batches[facts.reason] += 1
             self.lanes[facts.lane] += compute
@@ -84,13 +111,15 @@ class Figures:
 
 
 class Recorder:
-    """All figures of a server, and the gauges that other parts let it read."""
+    """All figures of a server, the gauges that other parts let it read, and the ring of what happened last."""
 
     def __init__(self) -> None:
+        self.ring = Ring()
         self._figures: dict[ModelKey, Figures] = {}
         self._other: Figures | None = None
         self._unrouted: dict[str, int] = dict.fromkeys(("invalid", "not_found", "model_unavailable"), 0)
         self._gauges: dict[GaugeKey, Callable[[], float]] = {}
+        self._tenants: dict[str, dict[str, int]] = {}
 
     def figures(self, key: ModelKey) -> Figures:
         """The figures of `key`, made if there are none; those of OTHER beyond MAX_KEYS."""
@@ -98,9 +127,9 @@ class Recorder:
         if found is not None:
             return found
         if len(self._figures) >= MAX_KEYS:
-            self._other = self._other or Figures(OTHER)
+            self._other = self._other or Figures(OTHER, self.ring)
             return self._other
-        made = self._figures[key] = Figures(key)
+        made = self._figures[key] = Figures(key, self.ring)
         return made
 
     def close(self, key: ModelKey) -> None:
@@ -115,6 +144,19 @@ class Recorder:
     def unrouted(self, reason: str) -> None:
         """One request failed before it reached a model."""
         _failed(self._unrouted, reason)
+
+    def tenant(self, name: str, reason: str = "") -> None:
+        """One request for a tenant ended; `reason` is its error's. Tenants beyond MAX_TENANTS count as other."""
+        counts = self._tenants.get(name)
+        if counts is None:
+            name = name if len(self._tenants) < MAX_TENANTS else OTHER.name
+            counts = self._tenants.setdefault(name, {})
+        outcome = OUTCOMES.get(reason, "failed") if reason else SUCCESS
+        counts[outcome] = counts.get(outcome, 0) + 1
+
+    def tenants(self) -> dict[str, dict[str, int]]:
+        """Requests by tenant and outcome. For the scraping thread."""
+        return {name: counts.copy() for name, counts in self._tenants.copy().items()}
 
     def gauge(self, name: str, labels: Mapping[str, str], read: Callable[[], float]) -> None:
         """Have `read` called at each scrape, from the scraping thread, for the gauge or counter `name`. The same name and labels again

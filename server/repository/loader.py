@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.backends.base import VariantSpec
-from server.backends.registry import DEFAULT
+from server.backends.latency_table import BUILT_IN
+from server.backends.registry import DEFAULT, EMULATED
 from server.config import Settings
+from server.documents import read_yaml
 from server.errors import ModelDefect
+from server.padding import NO_PADDING, Padding
+from server.repository.emulation import curve_of, note, table_of
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
 from server.repository.model_config import CONFIG_NAME, ModelConfig, TensorConfig, read_model_config
-from server.repository.onnx_files import Value, check_external, read_onnx
+from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
+from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
 from server.tensors import DTYPES, TensorSpec
 from server.validation import nearest
@@ -27,17 +32,21 @@ MAX_LABELS_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Loadable:
-    """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows."""
+    """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows. `padding` is
+    what model.yaml asks for; whether the model bears it is for lanes.pad_proof to say. `note` is for everyone who sees it served."""
 
     config: ModelConfig
     spec: VariantSpec
     manifest: Manifest | None
     trust_batch_axis: bool
+    padding: Padding = NO_PADDING
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The file to open, and what is known of its tensors: all of them from a manifest, else those that model.yaml speaks of."""
+    """The file to open, and what is known of its tensors: all of them from a manifest, else those that model.yaml speaks of.
+    `declared` are all inputs and all outputs, with the names that the file gives their axes."""
 
     path: Path
     precision: str
@@ -45,6 +54,7 @@ class _Found:
     optimization_level: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    declared: tuple[Sequence[Value], Sequence[Value]]
 
 
 def describe(entry: Entry, version: str, settings: Settings) -> Loadable:
@@ -63,6 +73,8 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     if not folder.is_dir():
         raise ModelDefect(f"{folder}: no such folder, so there is no version {version} of model {entry.name!r}")
     config = read_model_config(entry.path)
+    if config.emulate is not None or config.backend == EMULATED:
+        return _emulated(entry, version, config)
     device = config.lanes.device or settings.lanes.device
     manifest = read_manifest(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).exists() else None
     found = (
@@ -80,7 +92,47 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         inputs=_completed(entry, "inputs", found.inputs, config.inputs),
         outputs=_completed(entry, "outputs", found.outputs, config.outputs),
     )
-    return Loadable(config, spec, manifest, trust_batch_axis=manifest is not None or bool(_axes_said(config)))
+    padding = padding_of(entry.path, config, *found.declared)
+    return Loadable(config, spec, manifest, trust_batch_axis=manifest is not None or bool(_axes_said(config)), padding=padding)
+
+
+def _emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
+    """A version without a file: model.yaml declares its tensors, a published table says how long it takes."""
+    document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+    emulate, lanes = config.emulate, config.lanes
+    if emulate is None or config.backend != EMULATED:
+        missing = "backend" if emulate else "emulate"
+        raise document.error(("backend",), f"`backend: {EMULATED}` and `emulate: {{model: …}}` belong together; {missing} is missing")
+    if lanes.kind not in ("auto", "thread"):
+        raise document.error(("lanes", "kind"), f"an emulated device sleeps in a thread: expected auto or thread, got {lanes.kind!r}")
+    if config.precision.active not in (None, emulate.precision):
+        raise document.error(("precision", "active"), f"is {config.precision.active!r}, but emulate.precision is {emulate.precision!r}")
+    table = table_of(document, emulate)
+    curve = curve_of(document, emulate, table if emulate.table in BUILT_IN else _file(entry, table))
+    spec = VariantSpec(
+        model=entry.name,
+        version=version,
+        precision=emulate.precision,
+        backend=EMULATED,
+        path=table,
+        threads=1,
+        inputs=_specs_said(entry, "inputs", config.inputs),
+        outputs=_specs_said(entry, "outputs", config.outputs),
+        options=emulate.options(table),
+    )
+    padding = padding_of(entry.path, config, _declared(spec.inputs, ()), _declared(spec.outputs, ()))
+    threads = lanes.model_copy(update={"kind": "thread", "count": lanes.count or 1, "threads": 1})
+    config = config.model_copy(update={"lanes": threads})
+    return Loadable(config, spec, None, trust_batch_axis=True, padding=padding, note=note(curve))
+
+
+def _specs_said(entry: Entry, section: str, tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:
+    """Specs of tensors that no file has: a first axis that varies counts rows unless model.yaml says that it doesn't."""
+    specs = [
+        _spec(entry, section, Value(name, said.dtype, said.shape), 0 if (said.shape or ())[:1] == (-1,) else None)
+        for name, said in tensors.items()
+    ]
+    return _completed(entry, section, specs, tensors)
 
 
 def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) -> Variant:
@@ -117,12 +169,20 @@ def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant)
     sha256 = file_sha256(path)
     if sha256 != variant.sha256:
         raise ModelDefect(f"{path}: its sha256 is {sha256[:16]}…, not the {variant.sha256[:16]}… that {again}")
-    if path.suffix == ".onnx" and (external := read_onnx(path).external):
-        raise ModelDefect(f"{path}: its weights lie in {min(external)[:200]!r}, for which {MANIFEST_NAME} has no hash")
+    file = read_onnx(path) if path.suffix == ".onnx" else OnnxFile()
+    if file.external:
+        raise ModelDefect(f"{path}: its weights lie in {min(file.external)[:200]!r}, for which {MANIFEST_NAME} has no hash")
     _check_names(entry, "inputs", config.inputs, [tensor.name for tensor in variant.inputs])
     _check_names(entry, "outputs", config.outputs, [tensor.name for tensor in variant.outputs])
-    specs = [tuple(_from_manifest(folder, tensor) for tensor in tensors) for tensors in (variant.inputs, variant.outputs)]
-    return _Found(path, variant.precision, variant.backend, variant.optimization_level, *specs)
+    inputs, outputs = (tuple(_from_manifest(folder, tensor) for tensor in tensors) for tensors in (variant.inputs, variant.outputs))
+    declared = _declared(inputs, file.inputs), _declared(outputs, file.outputs)
+    return _Found(path, variant.precision, variant.backend, variant.optimization_level, inputs, outputs, declared)
+
+
+def _declared(specs: Iterable[TensorSpec], values: Iterable[Value]) -> list[Value]:
+    """The manifest's tensors, their axes named as in the file."""
+    axes = {value.name: value.axes for value in values}
+    return [Value(spec.name, spec.datatype, spec.shape, axes.get(spec.name, ())) for spec in specs]
 
 
 def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:
@@ -157,13 +217,13 @@ def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
         tuple(_spec(entry, section, value, axis) for value in values if value.name in tensors)
         for section, values, tensors in (("inputs", inputs, config.inputs), ("outputs", outputs, config.outputs))
     ]
-    return _Found(path, file.precision, config.backend or DEFAULT, BARE_OPTIMIZATION_LEVEL, *specs)
+    return _Found(path, file.precision, config.backend or DEFAULT, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], (inputs, outputs))
 
 
 def _said(value: Value, tensors: Mapping[str, TensorConfig]) -> Value:
     """A value with what model.yaml says of it; the backend compares that with the file."""
     said = tensors.get(value.name, TensorConfig())
-    return Value(value.name, said.dtype or value.datatype, value.shape if said.shape is None else said.shape)
+    return Value(value.name, said.dtype or value.datatype, value.shape if said.shape is None else said.shape, value.axes)
 
 
 def _spec(entry: Entry, section: str, value: Value, axis: int | None) -> TensorSpec:

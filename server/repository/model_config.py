@@ -6,80 +6,34 @@ with the file, the line and the nearest right word. JSON Schema: docs/schemas/mo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from server.config import VERSION
+from server.config import VERSION, Bytes, Seconds, Timeout
 from server.documents import Document, read_yaml
 from server.errors import ModelDefect
-from server.tensors import DTYPES
+from server.repository.emulation import Emulate
+from server.repository.model_values import BatchAxis, Buckets, Count, Datatype, PadAxes, PadValue, Policy, Rising, Rows, Shape
 from server.validation import KeyPath, nearest
 
 CONFIG_NAME = "model.yaml"
-MAX_RANK = 16
-VERSION_PATTERN = r"^[1-9][0-9]{0,17}$"
+MAX_TENANTS = 32
+OTHER_TENANT = "other"
+"""Whom all tenants count as that model.yaml doesn't name."""
+_TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "emulate", "signature"),
-        ("batching",): (*("max_wait", "latency_objective", "preferred_rows", "pad_axes", "pad_values", "length_buckets"),),
-        ("queue",): ("timeout", "on_late", "priorities", "tenants"),
+        (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
-        ("lanes",): ("memory_limit",),
     }
 )
 """Keys of the design that no part of this release acts on, by the section they stand in."""
-
-
-def _count(value: object) -> object:
-    return 0 if value == "auto" else value
-
-
-def _versions(value: object) -> object:
-    """latest, all, or version numbers, which people write as numbers and the protocol as text."""
-    if value in ("latest", "all"):
-        return value
-    if not isinstance(value, list | tuple) or not value:
-        given = f"; got {value!r}"[:80] + (nearest(value, ("latest", "all")) if isinstance(value, str) else "")
-        raise ValueError(f"expected latest, all or a list of versions such as [1, 3]{given}")
-    for item in value:
-        if isinstance(item, bool) or not isinstance(item, int | str) or not str(item).isdecimal() or str(item).startswith("0"):
-            raise ValueError(f"a version is a whole number from 1, got {item!r}")
-    return tuple(str(item) for item in value)
-
-
-def _dtype(value: object) -> object:
-    if isinstance(value, str) and value not in DTYPES:
-        raise ValueError(f"unknown datatype {value!r}{nearest(value.upper(), DTYPES)}")
-    return value
-
-
-def _batch_axis(value: object) -> object:
-    if value is not None and (isinstance(value, bool) or value != 0):
-        raise ValueError(
-            f"expected 0, or null where the tensor isn't per row, got {value!r}; other axes aren't built yet in tidegate {VERSION}"
-        )
-    return value
-
-
-_AUTO = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 1024}, {"const": "auto"}]})
-_POLICY = WithJsonSchema(
-    {
-        "anyOf": [
-            {"enum": ["latest", "all"]},
-            {"type": "array", "minItems": 1, "items": {"type": ["integer", "string"], "minimum": 1, "pattern": VERSION_PATTERN}},
-        ]
-    }
-)
-Rows: TypeAlias = Annotated[int, Field(ge=1, le=65536)]
-Count: TypeAlias = Annotated[int, BeforeValidator(_count), Field(ge=0, le=1024), _AUTO]
-Policy: TypeAlias = Annotated[Literal["latest", "all"] | tuple[str, ...], BeforeValidator(_versions), _POLICY]
-Datatype: TypeAlias = Annotated[str, BeforeValidator(_dtype), WithJsonSchema({"enum": list(DTYPES)})]
-Shape: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=-1)], ...], Field(max_length=MAX_RANK)]
 
 
 class _Section(BaseModel):
@@ -96,12 +50,73 @@ class Batching(_Section):
     """How requests become runs."""
 
     max_rows: Rows = Field(default=64, description="Most rows in one run; 1 serves the model unbatched.")
+    max_wait: Seconds | None = Field(
+        default=None, description="Longest that a request waits for a fuller run while a lane is free; default: no longer than it pays."
+    )
+    latency_objective: Timeout | None = Field(
+        default=None, description="Time within which answers should come, such as 50ms: sizes runs and what counts as capacity."
+    )
+    preferred_rows: Rising = Field(default=(), description="Sizes that runs should have, such as an engine's optimisation profiles.")
+    pad_axes: dict[str, PadAxes] = Field(default={}, description="By input: axes on which requests of unlike length share a run, padded.")
+    pad_values: dict[str, PadValue] = Field(default={}, description="By input: what its padding is filled with; default 0.")
+    length_buckets: Buckets = Field(
+        default="auto", description="Which lengths count as neighbours: auto (learned), geometric, or upper bounds such as [16, 32, 64]."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Batching:
+        if self.preferred_rows and self.preferred_rows[-1] > self.max_rows:
+            raise ValueError(f"preferred_rows: {self.preferred_rows[-1]} is more than max_rows, {self.max_rows}")
+        for name in self.pad_values:
+            if name not in self.pad_axes:
+                raise ValueError(f"pad_values: {name!r} has no pad_axes{nearest(name, self.pad_axes)}")
+        return self
+
+
+class Tenant(_Section):
+    """What one tenant may take."""
+
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="Its share of a busy model, relative to the others'.")
+    rows_per_s: float | None = Field(default=None, gt=0, description="Most rows a second; beyond them its requests are refused with 503.")
+    bytes_per_s: Bytes | None = Field(default=None, description="Most bytes of tensors a second, such as 10MiB.")
+
+
+def _tenants_schema(schema: dict[str, Any]) -> None:
+    schema["additionalProperties"] = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, schema["additionalProperties"]]}
 
 
 class Queue(_Section):
-    """What may wait."""
+    """What may wait, how long, and who goes first."""
 
     max_rows: Rows = Field(default=1024, description="Most rows that wait; beyond them requests are refused with 503.")
+    max_bytes: Bytes | None = Field(default=None, description="Most bytes of tensors that wait; default: as limits.inflight_bytes allows.")
+    timeout: Timeout | None = Field(
+        default=None, description="Time within which a request that doesn't say its own must be answered, else it's refused with 503."
+    )
+    on_late: Literal["serve", "reject"] = Field(
+        default="serve", description="reject: where there's no timeout, latency_objective is one; serve: it's only aimed at."
+    )
+    priorities: int = Field(default=1, ge=1, le=16, description="Levels of priority: 1 is served first, this number last and by default.")
+    tenants: dict[str, Tenant] = Field(
+        default={},
+        max_length=MAX_TENANTS,
+        description="By name: a weight, or `{weight, rows_per_s, bytes_per_s}`; others share the name `other`.",
+        json_schema_extra=_tenants_schema,
+    )
+
+    @field_validator("tenants", mode="before")
+    @classmethod
+    def _weights(cls, tenants: object) -> object:
+        """`{a: 3}` is `{a: {weight: 3}}`."""
+        if not isinstance(tenants, dict):
+            return tenants
+        for name in tenants:
+            if not _TENANT.fullmatch(str(name)) or name == OTHER_TENANT:
+                raise ValueError(f"a tenant's name is 1 to 64 letters, digits and _.@- and not {OTHER_TENANT!r}, got {str(name)[:80]!r}")
+        return {
+            name: {"weight": said} if isinstance(said, int | float) and not isinstance(said, bool) else said
+            for name, said in tenants.items()
+        }
 
 
 class Precision(_Section):
@@ -120,9 +135,14 @@ class Lanes(_Section):
     """Where batches run."""
 
     count: Count = Field(default=0, description="Lanes; 0 or auto: chosen at warm-up.")
-    kind: Literal["auto", "inline", "thread"] = Field(default="auto", description="auto: inline for runs shorter than a hop to a thread.")
+    kind: Literal["auto", "inline", "thread", "process"] = Field(
+        default="auto",
+        description="auto: inline where runs are shorter than a hop to a thread, process where the loop is busy, else thread.",
+    )
     device: str | None = Field(default=None, pattern=r"^(cpu|cuda:[0-9]{1,3})$", description="cpu or cuda:N; default the server's.")
-    threads: Count = Field(default=0, description="Threads a run takes; 0 or auto: the server's setting, else the cores shared out.")
+    threads: Count = Field(default=0, description="Threads a run takes; 0 or auto: the server's setting, else what is measured at warm-up.")
+    memory_limit: Bytes | None = Field(default=None, description="Most that a process lane may allocate, such as 4GiB; not on the GPU.")
+    pin: bool = Field(default=False, description="Each process lane on cores of its own, as many as it has threads.")
 
 
 class Warmup(_Section):
@@ -136,11 +156,19 @@ class TensorConfig(_Section):
 
     dtype: Datatype | None = Field(default=None, description="Its datatype; must be the file's.")
     shape: Shape | None = Field(default=None, description="Its whole shape, -1 where an axis varies; must fit the file's.")
-    batch_axis: Annotated[Literal[0] | None, BeforeValidator(_batch_axis)] = Field(
+    batch_axis: BatchAxis = Field(
         default=None, description="0: its first axis counts rows; null: it isn't per row. Said here, it isn't put to the proof at warm-up."
     )
     max_shape: Shape | None = Field(default=None, description="Longest that each axis of a request may be, -1 for no bound.")
     labels: str | None = Field(default=None, max_length=255, description="File beside model.yaml with a name a line for the last axis.")
+
+
+class OutputConfig(TensorConfig):
+    """What is said about one output."""
+
+    pad_axes: PadAxes = Field(
+        default=(), description="Its axes that are as long as the padded input; default: those that the file gives a padded axis' name."
+    )
 
 
 class ModelConfig(_Section):
@@ -155,8 +183,9 @@ class ModelConfig(_Section):
     versions: Versions = Versions()
     lanes: Lanes = Lanes()
     warmup: Warmup = Warmup()
+    emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
-    outputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
+    outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -170,6 +199,11 @@ def read_model_config(folder: Path) -> ModelConfig:
     if config.name not in (None, folder.name):
         raise document.error(("name",), f"is {config.name!r}, but the folder, whose name clients ask for, is {folder.name!r}")
     return config
+
+
+def said_wrong(folder: Path, key: KeyPath, message: str) -> ModelDefect:
+    """The error for something in the model.yaml of `folder` that only shows beside the model itself: with file, line and key."""
+    return ModelDefect(str(read_yaml(folder / CONFIG_NAME, ModelDefect).error(key, message)))
 
 
 def model_schema() -> dict[str, Any]:
@@ -187,10 +221,7 @@ def _refuse_not_built(document: Document) -> None:
         for word in words:
             if isinstance(values, dict) and word in values:
                 raise _not_built(document, (*section, word))
-    lanes = document.data.get("lanes")
-    if isinstance(lanes, dict) and lanes.get("kind") == "process":
-        raise _not_built(document, ("lanes", "kind"), "process ")
 
 
-def _not_built(document: Document, key: KeyPath, what: str = "") -> Exception:
-    return document.error(key, f"{what}isn't built yet in tidegate {VERSION}")
+def _not_built(document: Document, key: KeyPath) -> Exception:
+    return document.error(key, f"isn't built yet in tidegate {VERSION}")

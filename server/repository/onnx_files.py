@@ -41,11 +41,15 @@ QUANTIZED = frozenset(
 
 
 class Value(NamedTuple):
-    """An input or output as the file declares it: None where the protocol has no such datatype, or the file leaves the shape out."""
+    """An input or output as the file declares it: None where the protocol has no such datatype, or the file leaves the shape out.
+
+    `axes` are the names of its axes, "" where an axis is fixed or has none. Axes of one name have one length in a run.
+    """
 
     name: str
     datatype: str | None
     shape: tuple[int, ...] | None
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -211,30 +215,36 @@ class _Walk:
 
     def value(self, whole: _Field) -> Value:
         """A ValueInfoProto: name, and the tensor's type inside its TypeProto."""
-        name, datatype, shape = "", None, None
+        value = Value("", None, None)
         for part in self.fields(whole):
             if part.number == 1:
-                name = self.text(part)
+                value = value._replace(name=self.text(part))
             elif part.number == 2:
                 for kind in self.fields(part):
                     if kind.number == 1:
-                        datatype, shape = self.tensor_type(kind)
-        return Value(name, datatype, shape)
+                        value = self.tensor_type(kind, value.name)
+        return value
 
-    def tensor_type(self, whole: _Field) -> tuple[str | None, tuple[int, ...] | None]:
-        datatype, shape = None, None
+    def tensor_type(self, whole: _Field, name: str) -> Value:
+        datatype: str | None = None
+        dimensions: list[tuple[int, str]] | None = None
         for part in self.fields(whole):
             if part.number == 1:
                 datatype = DATATYPES.get(part.value)
             elif part.number == 2:
-                shape = tuple(self.dimension(axis) for axis in self.fields(part) if axis.number == 1)
-        return datatype, shape
+                dimensions = [self.dimension(axis) for axis in self.fields(part) if axis.number == 1]
+        if dimensions is None:
+            return Value(name, datatype, None)
+        return Value(name, datatype, tuple(length for length, _ in dimensions), tuple(axis for _, axis in dimensions))
 
-    def dimension(self, whole: _Field) -> int:
+    def dimension(self, whole: _Field) -> tuple[int, str]:
+        """An axis' length, -1 where it varies, and its name then."""
         for part in self.fields(whole):
             if part.number == 1:
-                return part.value if part.value < 1 << 63 else -1
-        return -1
+                return (part.value if part.value < 1 << 63 else -1), ""
+            if part.number == 2:
+                return -1, self.text(part)
+        return -1, ""
 
     def numbers(self, part: _Field) -> list[int]:
         """A repeated whole number, packed or one by one."""

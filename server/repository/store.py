@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import ConfigError, ModelDefect
-from server.repository.model_config import CONFIG_NAME, VERSION_PATTERN, read_model_config
+from server.repository.model_config import CONFIG_NAME, read_model_config
+from server.repository.model_values import VERSION_PATTERN
 
 IGNORED = frozenset({"lost+found"})  # what a file system puts at its own top
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from server.engine.engine import Engine
 from server.repository.manifest import Manifest
+from server.repository.model_config import ModelConfig
 
 
 class State(StrEnum):
@@ -21,7 +22,8 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class ServedVersion:
-    """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why."""
+    """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
+    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it."""
 
     model: str
     version: str
@@ -31,6 +33,8 @@ class ServedVersion:
     manifest: Manifest | None = None
     platform: str = ""
     lanes: str = ""
+    config: ModelConfig = field(default_factory=ModelConfig)
+    unpadded: str = ""
 
 
 class ServingTable:

@@ -14,7 +14,7 @@ from tests.architecture.house import ROOT
 
 SEAMS = {
     "server.backends.base": {"VariantSpec", "Backend"},
-    "server.lanes.base": {"Lane", "RunResult", "OnResult"},
+    "server.lanes.base": {"Lane", "Loss", "LossReason", "OnLoss", "OnResult", "RunResult"},
     "server.messages": {
         "BatchFacts",
         "CancelHandle",
@@ -35,7 +35,7 @@ SEAMS = {
 
 PROTOCOLS = {
     "server.backends.base:Backend": {"inputs", "outputs", "version", "open", "run", "close"},
-    "server.lanes.base:Lane": {"kind", "name", "inputs", "outputs", "buffer", "submit", "successor", "close"},
+    "server.lanes.base:Lane": {"kind", "name", "depth", "inputs", "outputs", "buffer", "submit", "successor", "watch", "renew", "close"},
     "server.messages:CancelHandle": {"cancel"},
 }
 

@@ -97,6 +97,12 @@ def two_inputs_model(path: Path, width: int = 4) -> Path:
     )
 
 
+def scaled_model(path: Path, width: int = 2) -> Path:
+    """y = x * scale, FP32 [N, width] and [1] → [N, width]: the scale isn't per row."""
+    node = helper.make_node("Mul", ["x", "scale"], ["y"])
+    return write_model(path, [node], [value("x", ["N", width]), value("scale", [1])], [value("y", ["N", width])])
+
+
 def sum_rows_model(path: Path, width: int = 4) -> Path:
     """y = sum of x over its rows, FP32 [N, width] → [1, width]: the output isn't per row, and the file says so."""
     node = helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)
@@ -120,6 +126,28 @@ def embedding_model(path: Path, vocabulary: int = 32, width: int = 4) -> Path:
         helper.make_node("ReduceMean", ["vectors"], ["y"], axes=[1], keepdims=0),
     ]
     return write_model(path, nodes, [value("tokens", ["N", "L"], "INT64")], [value("y", ["N", width])], {"table": table})
+
+
+def masked_model(path: Path, vocabulary: int = 32, width: int = 4) -> Path:
+    """mean = mean of the vectors of the tokens whose mask is 1, each = every token's vector: INT64 [N, L] twice → FP32 [N, width] and
+    [N, L, width]. Token k's vector is all k, so padding with mask 0 changes no mean."""
+    table = np.repeat(np.arange(vocabulary, dtype=np.float32)[:, None], width, axis=1)
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["each"]),
+        helper.make_node("Cast", ["mask"], ["weights"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["weights", "last"], ["column"]),
+        helper.make_node("Mul", ["each", "column"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "along"], ["sum"], keepdims=0),
+        helper.make_node("ReduceSum", ["column", "along"], ["count"], keepdims=0),
+        helper.make_node("Div", ["sum", "count"], ["mean"]),
+    ]
+    return write_model(
+        path,
+        nodes,
+        [value("tokens", ["N", "L"], "INT64"), value("mask", ["N", "L"], "INT64")],
+        [value("mean", ["N", width]), value("each", ["N", "L", width])],
+        {"table": table, "last": np.array([2]), "along": np.array([1])},
+    )
 
 
 def slow_model(path: Path, width: int = 256, layers: int = 40) -> Path:

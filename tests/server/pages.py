@@ -12,9 +12,12 @@ from server import errors
 from server.config import KEYS, Settings, settings_schema
 from server.edges.grpc.status import code_of
 from server.edges.http_errors import status_of
+from server.engine.recovery import diagram
 from server.errors import TidegateError
+from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
+from server.recording import Arrival
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -39,9 +42,15 @@ def _plain(key: tuple[str, ...], value: object) -> str:
     if isinstance(value, int) and value >= 1024 and not key[-1].endswith("port"):
         power = (value.bit_length() - 1) // 10
         return f"{value >> 10 * power}{('B', 'KiB', 'MiB', 'GiB')[power]}"
-    if isinstance(value, float) and key[-1] != "access_sample":
+    if isinstance(value, float) and key[-1] not in ("access_sample", "sample"):
         return f"{value:g}s"
-    return f"{value}"
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def arrival_schema() -> str:
+    """JSON Schema of an arrival's line."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Arrival.model_json_schema()}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def gate_table() -> str:
@@ -100,6 +109,11 @@ def outcomes_table() -> str:
     return _table(("`outcome`", "`reason`"), rows)
 
 
+def recovery_diagram() -> str:
+    """What is done with a batch whose lane was lost."""
+    return f"```mermaid\n{diagram()}\n```"
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = tuple(head)
     lines = [head, ["---"] * len(head), *rows]
@@ -128,8 +142,11 @@ def _sectioned(name: str, sections: Mapping[str, Callable[[], str]]) -> tuple[Pa
 
 PAGES: Mapping[Path, Callable[[], str]] = dict(
     (
+        (DOCS / "schemas" / "arrival.json", arrival_schema),
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
+        (DOCS / "schemas" / "batcher.json", lambda: json.dumps(batcher_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
+        _sectioned("lanes.md", {"recovery": recovery_diagram}),
         _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
         _sectioned("protocol.md", {"errors": errors_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),

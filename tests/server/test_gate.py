@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from server.config import load_settings
 from server.errors import ConfigError, Denied, Unauthenticated
 from server.gate import ANONYMOUS, CLASSES, Gate, Operation, is_loopback, parse_tokens, read_tokens
+from server.messages import Principal
 from tests.server.pages import DOCS
 
 
@@ -77,6 +78,15 @@ def test_anonymous_may_change_and_see_all_on_loopback_only(operation: Operation)
     else:
         with pytest.raises(Denied, match="this server has no tokens"):
             ON_NETWORK.check(principal, operation)
+
+
+def test_tenants_are_believed_of_those_who_may_name_them() -> None:
+    proxy = Principal("proxy", "token", frozenset(("infer", "tenant")))
+    alice = Principal("alice", "token", frozenset(("infer",)))
+    assert [ON_NETWORK.tenant(proxy, named) for named in ("blue", "", None)] == ["blue", "proxy", "proxy"]
+    assert [ON_NETWORK.tenant(alice, named) for named in ("blue", "", None)] == ["alice", "alice", "alice"]
+    assert [ON_NETWORK.tenant(ANONYMOUS, named) for named in ("blue", None)] == ["", ""]
+    assert ON_LOOPBACK.tenant(ON_LOOPBACK.principal(None), "blue") == "blue"
 
 
 def test_every_operation_has_a_class_and_what_it_is() -> None:
@@ -163,7 +173,7 @@ def test_a_token_file_that_others_can_read_or_change_is_refused(file: Path, mode
         ("a b:" + "0" * 64 + ":read", "expected name:sha256:classes"),
         ("a:hush:read", "expected the SHA-256 of the token as 64 hex digits"),
         ("a:" + "0" * 64, "expected name:sha256:classes"),
-        ("a:" + "0" * 64 + ":", "expected classes out of infer, read, control, debug, got none"),
+        ("a:" + "0" * 64 + ":", "expected classes out of infer, read, control, debug, tenant, got none"),
         ("a:" + "0" * 64 + ":reed", "got reed"),
         ("a:" + "0" * 64 + ":read\na:" + "1" * 64 + ":read", "tokens:4: this name is given twice"),
         ("\udcff", "expected name:sha256:classes"),

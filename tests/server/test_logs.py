@@ -78,7 +78,8 @@ def test_lifecycle_lines_are_json(lines: Callable[..., Lines]) -> None:
 def test_a_slow_request_tells_its_phases(lines: Callable[..., Lines]) -> None:
     log = lines(slow="30ms")
     trace = TraceContext("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
-    log.journal.finished(request(trace=trace, principal=Principal("ci", "token", frozenset())), answer(), 0.036, 0.002)
+    principal = Principal("ci", "token", frozenset())
+    log.journal.finished(request(trace=trace, principal=principal, tenant="blue"), answer(), 0.036, 0.002)
     (line,) = log.read()
     line.pop("timestamp")
     assert line == {
@@ -93,6 +94,7 @@ def test_a_slow_request_tells_its_phases(lines: Callable[..., Lines]) -> None:
         "batch_rows": 8,
         "lane": "digits/1/0",
         "principal": "ci",
+        "tenant": "blue",
         "outcome": "success",
         "total_ms": 36.0,
         "phases_ms": {"decode": 1.0, "queue": 10.0, "gather": 1.0, "compute": 20.0, "scatter": 2.0, "encode": 2.0},

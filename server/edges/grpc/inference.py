@@ -77,7 +77,7 @@ class Inference:
         self._fail(Overloaded(f"requests in flight hold all of {limit} bytes", "limits.inflight_bytes"))
 
     def _submit(self, body: bytes) -> None:
-        edge, call = self._edge, self._call
+        edge, call, gate = self._edge, self._call, self._edge.shared.gate
         begun = monotonic()
         try:
             request = edge.decoder.decode(body)
@@ -89,10 +89,13 @@ class Inference:
         self._request = request
         request.received = self._received
         try:
-            request.principal = admitted(edge.shared.gate, call, Operation.INFER)
+            request.principal = admitted(gate, call, Operation.INFER)
+            if request.parameters and request.parameters.get("explain"):
+                gate.check(request.principal, Operation.EXPLAIN)
         except TidegateError as error:
             self._fail(error)
             return
+        request.tenant = gate.tenant(request.principal, call.metadata("x-tidegate-tenant"))
         traceparent = call.metadata("traceparent")
         if traceparent is not None:
             request.trace = TraceContext(traceparent)

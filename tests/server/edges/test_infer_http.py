@@ -206,3 +206,11 @@ async def until(condition: object, seconds: float = 5.0) -> None:
     while not condition():  # type: ignore[operator]
         assert asyncio.get_running_loop().time() < deadline, "waited too long"
         await asyncio.sleep(0.005)
+
+
+async def test_a_head_cut_behind_a_large_body_is_no_large_head(connection: Wire) -> None:
+    both = infer_binary("wide", np.zeros((1, 40_000), np.float32)) + infer_json("identity", ROWS)
+    cut = both.rindex(b"host: test")
+    connection.send(both[:cut])
+    assert (await connection.answer()).status == 200
+    assert (await connection.ask(both[cut:])).status == 200

@@ -14,8 +14,10 @@ import pytest_asyncio
 
 from server.backends.base import VariantSpec
 from server.backends.ort import OnnxRuntimeBackend
-from server.engine.batcher import Batcher
+from server.engine.admission import Terms
+from server.engine.batcher import Batcher, BatchPolicy
 from server.engine.engine import Engine
+from server.engine.request_queue import QueueLimits
 from server.errors import BackendFailure, Draining, InvalidRequest, Overloaded
 from server.lanes.thread import ThreadLane
 from server.messages import InferRequest, InferResponse, Layout, ModelKey, RequestedOutput
@@ -69,7 +71,7 @@ async def linear(tmp_path: Path) -> AsyncIterator[Engine]:
     path = linear_model(tmp_path / "model.onnx")
     backends = [OnnxRuntimeBackend.open(VariantSpec("linear", "1", "fp32", "onnxruntime", path, threads=1)) for _ in range(2)]
     lanes = [ThreadLane(f"linear#{number}", backend, asyncio.get_running_loop()) for number, backend in enumerate(backends)]
-    engine = Engine(KEY, lanes, Batcher(16), Recorder().figures(KEY), max_queue_rows=1024, batched=True)
+    engine = Engine(KEY, lanes, Batcher(BatchPolicy(max_rows=16, lanes=2)), Recorder().figures(KEY), terms=Terms(), batched=True)
     yield engine
     await engine.drain()
     engine.close()
@@ -79,7 +81,7 @@ async def linear(tmp_path: Path) -> AsyncIterator[Engine]:
 async def gated() -> AsyncIterator[tuple[Engine, Gated]]:
     backend = Gated()
     lane = ThreadLane("gated#0", backend, asyncio.get_running_loop())
-    engine = Engine(KEY, [lane], Batcher(8), Recorder().figures(KEY), max_queue_rows=12, batched=True)
+    engine = Engine(KEY, [lane], Batcher(BatchPolicy(max_rows=8)), Recorder().figures(KEY), terms=Terms(QueueLimits(rows=12)), batched=True)
     yield engine, backend
     backend.go.set()
     await engine.drain()

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from server.errors import ConfigError
 from server.messages import BatchFacts, ModelKey
-from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, OUTCOMES, PHASES
+from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, OFFERED_ROWS, OUTCOMES, PHASES
 from server.metrics.exposition import MAX_CONNECTIONS, MAX_HEAD, MetricsServer
 from server.metrics.recorder import MAX_KEYS, MAX_LANES, Recorder
 
@@ -54,8 +54,8 @@ def scraped() -> Iterator[Scraped]:
     made.server.close()
 
 
-def batch(reason: str = "idle", lane: str = "digits/1/0") -> BatchFacts:
-    return BatchFacts(8, 4, reason, "fp32", lane, cut=1.0, started=1.5, finished=2.0)
+def batch(reason: str = "idle", lane: str = "digits/1/0", length: int = 1) -> BatchFacts:
+    return BatchFacts(8, 4, reason, "fp32", lane, cut=1.0, started=1.5, finished=2.0, length=length, padding=0.25)
 
 
 def test_figures_become_families(scraped: Scraped) -> None:
@@ -123,12 +123,15 @@ def test_series_are_bounded(scraped: Scraped) -> None:
         for lane in range(2 * MAX_LANES):
             figures.batch(batch(lane=f"{lane}"), 0.0, 0.0)
         for reason in ("idle", "full", "deadline", "hold", "shape", "planned", "preferred"):
-            figures.batch(batch(reason), 0.0, 0.0)
+            figures.batch(batch(reason, length=32), 0.0, 0.0)
         for reason in OUTCOMES:
             figures.failed(reason)
             scraped.recorder.unrouted(reason)
-        scraped.recorder.gauge("tidegate_model_ready", dict(zip(MODEL_LABELS, key, strict=True)), lambda: 1.0)
-        scraped.recorder.gauge("tidegate_queue_rows", {"model": key.name, "version": "1"}, lambda: 1.0)
+            scraped.recorder.tenant(f"t{index}", reason)
+        labels = dict(zip(MODEL_LABELS, key, strict=True))
+        for metric in CATALOGUE.values():
+            if (metric.labels and labels.keys() >= set(metric.labels) and metric.kind == "gauge") or metric == OFFERED_ROWS:
+                scraped.recorder.gauge(metric.name, {label: labels[label] for label in metric.labels}, lambda: 1.0)
     assert len(scraped.samples()) <= 5000
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.messages import BatchFacts, ModelKey
-from server.metrics.catalogue import MODEL_LABELS, PHASE_SECONDS, REQUEST_SECONDS, ROWS
-from server.metrics.recorder import MAX_KEYS, MAX_LANES, OTHER, Figures, Recorder
+from server.metrics.catalogue import LENGTHS, MODEL_LABELS, PADDING, PHASE_SECONDS, REQUEST_SECONDS, ROWS
+from server.metrics.recorder import MAX_KEYS, MAX_LANES, MAX_TENANTS, OTHER, Figures, Recorder
 
 KEY = ModelKey("digits", "1", "fp32")
 
@@ -49,6 +49,29 @@ def test_a_batchs_phases_count_for_each_of_its_requests() -> None:
     figures.batch(facts(lane="digits/1/1"), 0.01, 0.02)
     assert figures.batches == {"idle": 2, "full": 1}
     assert figures.lanes == {"digits/1/0": 1.0, "digits/1/1": 0.5}
+
+
+def test_only_padded_batches_count_as_such() -> None:
+    figures = Figures(KEY)
+    figures.batch(facts(), 0.0, 0.0)
+    assert not any(figures.length + figures.padding)
+    padded = facts()
+    padded.length, padded.padding = 48, 0.3
+    figures.batch(padded, 0.0, 0.0)
+    assert (figures.length[bisect_left(LENGTHS, 48)], figures.length[-1]) == (1, 48)
+    assert (figures.padding[bisect_left(PADDING, 0.3)], figures.padding[-1]) == (1, 0.3)
+
+
+def test_tenants_are_bounded() -> None:
+    recorder = Recorder()
+    for number in range(2 * MAX_TENANTS):
+        recorder.tenant(f"t{number}")
+        recorder.tenant(f"t{number}", "overloaded")
+    recorder.tenant("t0", "made up")
+    tenants = recorder.tenants()
+    assert tenants["t0"] == {"success": 1, "rejected": 1, "failed": 1}
+    assert tenants["other"] == {"success": MAX_TENANTS, "rejected": MAX_TENANTS}
+    assert len(tenants) == MAX_TENANTS + 1
 
 
 def test_lanes_are_bounded() -> None:

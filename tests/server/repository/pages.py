@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from server.repository.model_config import ModelConfig, TensorConfig, model_schema
+from server.repository.model_config import ModelConfig, model_schema
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = DOCS / "repository.md"
@@ -28,15 +28,20 @@ def _keys(model: type[BaseModel], above: str) -> Iterator[tuple[str, FieldInfo]]
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _keys(kind, f"{above}{name}.")
-        elif TensorConfig in typing.get_args(kind):
-            yield from _keys(TensorConfig, f"{name}.NAME.")
+        elif inner := [part for part in typing.get_args(kind) if isinstance(part, type) and issubclass(part, BaseModel)]:
+            named = "" if type(None) in typing.get_args(kind) else "NAME."
+            if above:
+                yield f"{above}{name}", field
+            yield from _keys(inner[0], f"{above}{name}.{named}")
         else:
             yield f"{above}{name}", field
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default in (None, "", ()):
+    if field.is_required() or field.default in (None, "", (), {}):
         return ""
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
     return "`auto`" if field.default == 0 else f"`{field.default}`"
 
 

@@ -9,8 +9,10 @@ from server.repository.model_config import (
     Batching,
     Lanes,
     ModelConfig,
+    OutputConfig,
     Precision,
     Queue,
+    Tenant,
     TensorConfig,
     Versions,
     Warmup,
@@ -21,16 +23,24 @@ FULL = """
 name: m
 description: sorts letters
 backend: onnxruntime
-batching: {max_rows: 32}
-queue: {max_rows: 256}
+batching:
+  max_rows: 32
+  max_wait: 5ms
+  latency_objective: 50ms
+  preferred_rows: [8, 32]
+  pad_axes: {x: [1], t: [1, 2]}
+  pad_values: {x: -1.5, t: "-"}
+  length_buckets: [16, 64]
+queue:
+  {max_rows: 256, max_bytes: 1MiB, timeout: 1s, on_late: reject, priorities: 2, tenants: {a: 3, b: {rows_per_s: 100, bytes_per_s: 10MiB}}}
 precision: {active: fp16}
 versions: {policy: [1, "3"]}
-lanes: {count: 2, kind: thread, device: cuda:0, threads: auto}
+lanes: {count: 2, kind: process, device: cuda:0, threads: auto, memory_limit: 4GiB, pin: true}
 warmup: {rows: [1, 8]}
 inputs:
   x: {dtype: FP32, shape: [-1, 16], batch_axis: 0, max_shape: [64, 16]}
 outputs:
-  y: {labels: names.txt}
+  y: {labels: names.txt, pad_axes: [2]}
   z: {batch_axis: null}
 """
 
@@ -53,14 +63,29 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         name="m",
         description="sorts letters",
         backend="onnxruntime",
-        batching=Batching(max_rows=32),
-        queue=Queue(max_rows=256),
+        batching=Batching(
+            max_rows=32,
+            max_wait=0.005,
+            latency_objective=0.05,
+            preferred_rows=(8, 32),
+            pad_axes={"x": (1,), "t": (1, 2)},
+            pad_values={"x": -1.5, "t": "-"},
+            length_buckets=(16, 64),
+        ),
+        queue=Queue(
+            max_rows=256,
+            max_bytes=1 << 20,
+            timeout=1.0,
+            on_late="reject",
+            priorities=2,
+            tenants={"a": Tenant(weight=3.0), "b": Tenant(rows_per_s=100.0, bytes_per_s=10 << 20)},
+        ),
         precision=Precision(active="fp16"),
         versions=Versions(policy=("1", "3")),
-        lanes=Lanes(count=2, kind="thread", device="cuda:0", threads=0),
+        lanes=Lanes(count=2, kind="process", device="cuda:0", threads=0, memory_limit=4 << 30, pin=True),
         warmup=Warmup(rows=(1, 8)),
         inputs={"x": TensorConfig(dtype="FP32", shape=(-1, 16), batch_axis=0, max_shape=(64, 16))},
-        outputs={"y": TensorConfig(labels="names.txt"), "z": TensorConfig(batch_axis=None)},
+        outputs={"y": OutputConfig(labels="names.txt", pad_axes=(2,)), "z": OutputConfig(batch_axis=None)},
     )
 
 
@@ -89,7 +114,7 @@ def test_a_batch_axis_that_is_null_was_said(tmp_path: Path) -> None:
         ("inputs:\n  x:\n    dtyp: FP32", "3: inputs.x.dtyp: unknown key 'dtyp'; did you mean 'dtype'?"),
         ("inputs: {x: {dtype: fp32}}", "1: inputs.x.dtype: unknown datatype 'fp32'; did you mean 'FP32'?"),
         ("lanes:\n  kind: thred", "2: lanes.kind: got 'thred'; did you mean 'thread'?"),
-        ("lanes: {kind: process}", f"1: lanes.kind: process isn't built yet in tidegate {VERSION}"),
+        ("lanes: {memory_limit: much}", "1: lanes.memory_limit: expected a size"),
         ("lanes: {device: gpu}", "1: lanes.device: "),
         ("lanes: {count: -1}", "1: lanes.count: "),
         ("lanes: {threads: many}", "1: lanes.threads: "),
@@ -98,6 +123,33 @@ def test_a_batch_axis_that_is_null_was_said(tmp_path: Path) -> None:
         ("batching: {max_rows: 64\nqueue: 1", "2: "),
         ("batching: 3", "1: batching: "),
         ("batching: {max_rows: 1, max_rows: 2}", "1: key 'max_rows' is given twice (first in line 1)"),
+        ("batching:\n  max_wait: 5 parsecs", "2: batching.max_wait: expected a duration with one of ns, us, "),
+        ("batching: {latency_objective: 0}", "1: batching.latency_objective: input should be greater than 0, got '0'"),
+        ("batching: {preferred_rows: [8, 8]}", "1: batching.preferred_rows: expected rising numbers, each once, got [8, 8]"),
+        ("batching: {preferred_rows: [65]}", "1: batching: preferred_rows: 65 is more than max_rows, 64"),
+        ("batching:\n  pad_axes:\n    x: [0]", "3: batching.pad_axes.x.0: axis 0 can't be padded: axis 0 counts rows, and axes"),
+        ("batching: {pad_axes: {x: 1}}", "1: batching.pad_axes.x: expected a list of axes such as [1], got 1"),
+        ("batching: {pad_axes: {x: [2, 1]}}", "1: batching.pad_axes.x: expected rising numbers, each once, got [2, 1]"),
+        ("batching:\n  pad_axes: {x: [1]}\n  pad_values: {xs: 0}", "1: batching: pad_values: 'xs' has no pad_axes; did you mean 'x'?"),
+        ("batching: {pad_values: {x: [1]}}", "1: batching.pad_values.x: expected a number, true, false or text, got [1]"),
+        (
+            "batching: {length_buckets: atuo}",
+            "1: batching.length_buckets: expected auto, geometric or a list of lengths such as [16, 32, 64]; got",
+        ),
+        ("batching: {length_buckets: [0, 4]}", "1: batching.length_buckets: expected lengths from 1, got [0, 4]"),
+        ("batching: {length_buckets: [8, 4]}", "1: batching.length_buckets: expected rising numbers, each once, got [8, 4]"),
+        ("queue:\n  on_late: rejct", "2: queue.on_late: got 'rejct'; did you mean 'reject'?"),
+        ("queue: {timeout: never}", "1: queue.timeout: expected a duration such as 5ms, 30s or 2m, got 'never'"),
+        ("queue: {max_bytes: lots}", "1: queue.max_bytes: expected a size such as 256KiB, 64MiB or 1GiB, got 'lots'"),
+        ("queue: {priorities: 0}", "1: queue.priorities: "),
+        ("queue: {tenants: {a: -1}}", "1: queue.tenants.a.weight: input should be greater than 0, got '-1'"),
+        ("queue:\n  tenants:\n    a: {wieght: 3}", "3: queue.tenants.a.wieght: unknown key 'wieght'; did you mean 'weight'?"),
+        ("queue: {tenants: {a b: 1}}", "1: queue.tenants: a tenant's name is 1 to 64 letters, digits and _.@- and not 'other', got 'a b'"),
+        (
+            "queue: {tenants: {other: 1}}",
+            "1: queue.tenants: a tenant's name is 1 to 64 letters, digits and _.@- and not 'other', got 'other'",
+        ),
+        ("inputs: {x: {pad_axes: [1]}}", "1: inputs.x.pad_axes: unknown key 'pad_axes'"),
         ("versions: {policy: lates}", "1: versions.policy: expected latest, all or a list of versions such as [1, 3]; got 'lates'"),
         ("versions: {policy: []}", "1: versions.policy: expected latest, all or a list"),
         ("versions: {policy: [0]}", "1: versions.policy: a version is a whole number from 1, got 0"),

@@ -43,8 +43,8 @@ def test_without_weights_the_precision_is_that_of_the_values(tmp_path: Path, dat
 
 def test_inputs_and_outputs_as_declared(tmp_path: Path) -> None:
     file = read_onnx(models.embedding_model(tmp_path / "m.onnx"))
-    assert file.inputs == [Value("tokens", "INT64", (-1, -1))]
-    assert file.outputs == [Value("y", "FP32", (-1, 4))]
+    assert file.inputs == [Value("tokens", "INT64", (-1, -1), ("N", "L"))]
+    assert file.outputs == [Value("y", "FP32", (-1, 4), ("N", ""))]
 
 
 def test_shapes_and_kinds_that_the_file_leaves_open(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_shapes_and_kinds_that_the_file_leaves_open(tmp_path: Path) -> None:
     inputs[2].type.tensor_type.shape.dim[1].dim_value = -1
     graph = helper.make_graph([helper.make_node("Identity", ["a"], ["y"])], "g", inputs, [models.value("y", None)])
     file = read_onnx(saved(tmp_path / "m.onnx", graph))
-    assert [value[1:] for value in file.inputs] == [("FP32", None), ("FP32", ()), ("FP32", (-1, -1)), (None, None)]
+    assert [value[1:3] for value in file.inputs] == [("FP32", None), ("FP32", ()), ("FP32", (-1, -1)), (None, None)]
 
 
 def test_weights_listed_as_inputs_are_none(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_large_weights_are_skipped(tmp_path: Path) -> None:
     path = models.linear_model(tmp_path / "m.onnx", inputs=1000, outputs=1000)
     file = read_onnx(path)
     assert file.weights == {"FP32": 1000 * 1000 + 1000}
-    assert file.inputs == [Value("x", "FP32", (-1, 1000))]
+    assert file.inputs == [Value("x", "FP32", (-1, 1000), ("N", ""))]
 
 
 def test_external_weights_are_found_wherever_they_stand(tmp_path: Path) -> None:

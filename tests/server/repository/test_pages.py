@@ -21,7 +21,7 @@ def test_the_schema_takes_what_the_server_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batchin": {}}, {"batching": {"max_rows": 0}}, {"lanes": {"kind": "process"}}, {"versions": {"policy": "some"}}]
+    "wrong", [{"batchin": {}}, {"batching": {"max_rows": 0}}, {"lanes": {"kind": "fibre"}}, {"versions": {"policy": "some"}}]
 )
 def test_the_schema_refuses_what_the_server_refuses(wrong: Any) -> None:
     with pytest.raises(jsonschema.ValidationError):

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
+from tritonclient.grpc import service_pb2
 
 from server.app import App
 from server.config import load_settings
@@ -180,9 +181,23 @@ def test_every_method_asks_the_gate(guarded: Client, method: str) -> None:
 def test_what_anonymous_calls_may_do_off_loopback(models: Path) -> None:
     with in_thread(models, grpc_port=0, host="0.0.0.0") as app, connected(f"127.0.0.1:{app.grpc.port}") as one:
         assert len(one.call("ModelInfer", INFER)) > 64
+        assert one.refused("ModelInfer", explained())[0] == "PERMISSION_DENIED"
         code, said = one.refused("RepositoryModelLoad", b"")
         assert code == "PERMISSION_DENIED"
         assert "needs the class 'control'" in said
+
+
+def explained() -> bytes:
+    message = service_pb2.ModelInferRequest.FromString(INFER)
+    message.parameters["explain"].bool_param = True
+    written: bytes = message.SerializeToString()
+    return written
+
+
+def test_an_answer_is_explained_to_who_may_know(client: Client) -> None:
+    parameters = client.infer(explained()).parameters
+    assert parameters["batch_requests"].int64_param == 1
+    assert parameters["precision"].string_param
 
 
 # The port

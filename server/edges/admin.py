@@ -1,0 +1,20 @@
+"""The admin edge: /admin by FastAPI, for those whom the gate lets through. It decides nothing."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+
+from server.config import VERSION
+from server.gate import Gate, Operation
+from server.ring import Ring
+
+NDJSON = "application/x-ndjson"
+
+
+def add_admin(app: FastAPI, gate: Gate, ring: Ring) -> None:
+    """Add /admin to the app of build_rest, which turns errors into answers."""
+
+    @app.post("/admin/incident", tags=["admin"], summary="The last arrivals, batches, lane and routing events, as JSON lines")
+    def incident(request: Request) -> Response:  # in a thread: tens of thousands of lines would stop the loop for 0.1 s
+        gate.check(gate.principal(request.headers.get("authorization")), Operation.INCIDENT)
+        return Response(b"".join(ring.lines(VERSION)), media_type=NDJSON)

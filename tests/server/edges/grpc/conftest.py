@@ -15,9 +15,11 @@ ROOT = Path(__file__).resolve().parents[4]
 Stock: TypeAlias = Callable[..., None]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stock() -> Iterator[Stock]:
-    """Runs a case of `cases` in the client's process: stock(name, address=…). Fails with that process's traceback."""
+    """Runs a case of `cases` in the client's process: stock(name, address=…). Fails with that process's traceback.
+
+    No longer than a module: other tests count this process's children."""
     command = [sys.executable, "-m", "tests.server.edges.grpc.cases"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

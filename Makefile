@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch dist bench-front bench-batcher bench-engine bench-lanes clean
+.PHONY: help setup models demo serve test lint fmt types arch protos dist bench-front bench-edges bench-batcher bench-engine bench-lanes clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,11 +43,18 @@ types: setup ## mypy --strict
 arch: setup ## import contracts, sizes, names
 	$(RUN) -m pytest tests/architecture
 
+protos: setup ## compile the .proto files into server/protocol/proto/descriptors.binpb
+	@cd server/protocol/proto && ../../../$(RUN) -m grpc_tools.protoc -I . --descriptor_set_out=descriptors.binpb \
+	  model_config.proto oip.proto health.proto reflection.proto
+
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation
 
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front
+
+bench-edges: setup ## the gRPC edge against an empty servicer, and HTTP beside it
+	@$(RUN) -m benchmarks.edges
 
 bench-batcher: setup ## the batcher against other policies and the exact optimum, in simulated time
 	$(RUN) -m benchmarks.batcher

@@ -147,7 +147,7 @@ class Report:
 
 def tidegate(repository: Path, log: str) -> ServerProcess:
     """Our server over `repository` on free ports, not started yet."""
-    command = [TIDEGATE, "serve", "--repository", str(repository), "--http-port", "0", "--metrics-port", "0"]
+    command = [TIDEGATE, "serve", "--repository", str(repository), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     return ServerProcess(command, BUILD / f"{log}.log")
 
 

@@ -26,7 +26,7 @@ from examples.questions import Asker, WrongAnswerError, ask_digits, ask_photos, 
 from examples.serving import ServerError, ServerProcess, free_port
 
 LOG = ROOT / "build" / "demo-server.log"
-HTTP_PORT, METRICS_PORT = 8000, 8002
+HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
 
 
 def main(arguments: list[str]) -> int:
@@ -75,7 +75,7 @@ def serve(console: Console, repository: Path, questions: bool) -> int:
 
 def _command(console: Console, repository: Path) -> list[str]:
     command = [TIDEGATE, "serve", "--repository", str(repository.relative_to(ROOT) if Path.cwd() == ROOT else repository)]
-    for flag, wanted in (("--http-port", HTTP_PORT), ("--metrics-port", METRICS_PORT)):
+    for flag, wanted in (("--http-port", HTTP_PORT), ("--grpc-port", GRPC_PORT), ("--metrics-port", METRICS_PORT)):
         port = free_port(wanted)
         if not port:
             say(console, f"- port {wanted} is taken: any free one is used instead")

@@ -15,10 +15,12 @@ from server.config import Settings
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
+from server.edges.grpc.listener import GrpcServer
+from server.edges.grpc.servicer import Servicer
 from server.edges.http_server import HttpServer
 from server.edges.infer_edge import EdgeLimits, InferEdge
 from server.edges.offload.json_worker import JsonWorker
-from server.edges.rest import build_rest
+from server.edges.rest import EXTENSIONS, build_rest
 from server.gate import Gate
 from server.logs import Journal
 from server.metrics.exposition import LoopProbe, MetricsServer
@@ -34,9 +36,10 @@ SWITCH_INTERVAL = 1e-4  # seconds: at the default 5 ms a busy loop starves threa
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the server answers."""
+    """Where the server answers; `grpc` is empty where it doesn't."""
 
     http: str
+    grpc: str
     metrics: str
 
 
@@ -62,6 +65,8 @@ class App:
         rest = build_rest(settings, self.gate, self.router, self.control, self.ready)
         add_admin(rest, self.gate, self.recorder.ring)
         self.http = HttpServer(settings, rest, self.edge)
+        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready)
+        self.grpc = GrpcServer(settings, self.edge, servicer)
         self.metrics = MetricsServer(settings.host, settings.metrics_port, self.recorder, live=lambda: True, ready=self.ready)
         self._probe = LoopProbe(loop, self.recorder)
 
@@ -72,7 +77,8 @@ class App:
     @property
     def addresses(self) -> Addresses:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-        return Addresses(f"{host}:{self.http.port}", f"{host}:{self.metrics.port}")
+        grpc = f"{host}:{self.grpc.port}" if self.grpc.port else ""
+        return Addresses(f"{host}:{self.http.port}", grpc, f"{host}:{self.metrics.port}")
 
     async def start(self) -> None:
         """Listen, then load. Requests for a model are refused with 503 until it is ready. Raises ConfigError."""
@@ -80,6 +86,7 @@ class App:
         self.metrics.start()
         await self._worker.start()
         await self.http.start()
+        await self.grpc.start()
         self._probe.start()
         self.recorder.gauge("tidegate_connections", {}, lambda: float(self.http.connections))
         self.recorder.gauge("tidegate_inflight_bytes", {}, lambda: float(self.edge.inflight.used))
@@ -108,9 +115,11 @@ class App:
         if drain:
             await self._wait(asyncio.sleep(self.settings.drain_delay))
             deadline = monotonic() + self.settings.drain_timeout
-            await self._wait(self.http.drain(self.settings.drain_timeout))
+            timeout = self.settings.drain_timeout
+            await self._wait(asyncio.gather(self.http.drain(timeout), self.grpc.drain(timeout)))
             await self._wait(asyncio.wait_for(self.control.drain(), max(0.1, deadline - monotonic())))
         self._probe.stop()
+        await self.grpc.close()
         await self.http.close()
         await self.control.close()
         self._worker.close()
@@ -132,7 +141,8 @@ class App:
 
 
 def _as_facts(addresses: Addresses) -> dict[str, str]:
-    return {"http": addresses.http, "metrics": addresses.metrics}
+    facts = {"http": addresses.http, "grpc": addresses.grpc, "metrics": addresses.metrics}
+    return {name: address for name, address in facts.items() if address}
 
 
 def _edge_limits(settings: Settings) -> EdgeLimits:

@@ -17,7 +17,7 @@ from server.config import Settings, load_settings
 
 GC_THRESHOLDS = (20_000, 20, 50)  # allocations between collections: a request makes a dozen objects, few of them in cycles
 
-app = typer.Typer(help="Serve a model repository over HTTP (Open Inference Protocol).", add_completion=False)
+app = typer.Typer(help="Serve a model repository over HTTP and gRPC (Open Inference Protocol).", add_completion=False)
 
 
 @app.command()
@@ -26,6 +26,7 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="server.yaml; a flag wins over TIDEGATE_*, which wins over the file.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
     http_port: Annotated[int | None, typer.Option(help="HTTP port; 0 for any free one.")] = None,
+    grpc_port: Annotated[str | None, typer.Option(help="gRPC port; 0 for any free one, off for none.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 for any free one.")] = None,
     model_control: Annotated[str | None, typer.Option(help="none: what the repository holds at the start is served.")] = None,
 ) -> None:
@@ -34,6 +35,7 @@ def serve(
         "repository": repository,
         "host": host,
         "http_port": http_port,
+        "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "model_control": model_control,
     }

@@ -49,6 +49,11 @@ def _words(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
+def _port_or_none(value: object) -> object:
+    """`off`, `none` or a port."""
+    return None if value in ("off", "none") else value
+
+
 def _text(pattern: str, number: str, least: float = 0) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": number, "minimum": least}, {"type": "string", "pattern": pattern}]})
 
@@ -63,6 +68,11 @@ Bytes: TypeAlias = Annotated[int, BeforeValidator(size), Field(gt=0), _BYTES]
 Share: TypeAlias = Annotated[float, BeforeValidator(ratio), _SHARE]
 Count: TypeAlias = Annotated[int, BeforeValidator(lambda value: 0 if value == "auto" else value), Field(ge=0, le=1024)]
 Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
+OptionalPort: TypeAlias = Annotated[
+    Port | None,
+    BeforeValidator(_port_or_none),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
+]
 Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
 
 
@@ -109,8 +119,21 @@ class Limits(_Section):
         return self
 
 
+class Grpc(_Section):
+    """The gRPC port's own limits; those of `limits` hold for it too."""
+
+    max_message: Bytes = Field(default=64 << 20, description="Largest request message over gRPC, after decompression.")
+    max_streams: int = Field(default=1000, ge=1, le=1 << 20, description="Calls that one gRPC connection may have open at once.")
+    compression: Literal["none", "gzip", "deflate"] = Field(
+        default="none", description="How gRPC answers are compressed for clients that can read it."
+    )
+    keepalive_time: Timeout = Field(default=7200.0, description="How long a gRPC connection may be silent before it's pinged.")
+    keepalive_timeout: Timeout = Field(default=20.0, description="How long that ping's answer may take before the connection is closed.")
+    min_ping_interval: Timeout = Field(default=10.0, description="gRPC clients that ping more often than this are sent away.")
+
+
 class Tls(_Section):
-    """TLS of the HTTP port; off without a certificate."""
+    """TLS of the HTTP and gRPC ports; off without a certificate."""
 
     certfile: FilePath | None = Field(default=None, description="Certificate chain, PEM.")
     keyfile: FilePath | None = Field(default=None, description="Private key, PEM; not needed where certfile holds it too.")
@@ -167,6 +190,7 @@ class Settings(_Section):
     repository: Path = Field(description="Folder with the models: NAME/VERSION/model.onnx.")
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to bind; others than loopback are seen by the network.")
     http_port: Port = Field(default=8000, description="HTTP port; 0 for any free one.")
+    grpc_port: OptionalPort = Field(default=8001, description="gRPC port; 0 for any free one, off for none.")
     metrics_port: Port = Field(default=8002, description="Port of /metrics; 0 for any free one.")
     server_name: str = Field(default="tidegate", min_length=1, max_length=256, description="Name in the server metadata.")
     model_control: Control = Field(default="none", description="none: the repository is read once, at the start.")
@@ -175,6 +199,7 @@ class Settings(_Section):
     drain_timeout: Seconds = Field(default=30.0, description="Then, how long accepted requests have to be answered.")
     keep_alive: Timeout = Field(default=75.0, description="How long an idle connection is kept.")
     limits: Limits = Limits()
+    grpc: Grpc = Grpc()
     tls: Tls = Tls()
     admin: Admin = Admin()
     log: Log = Log()

@@ -104,13 +104,15 @@ class Gate:
             control=settings.model_control != "none",
         )
 
-    def principal(self, authorization: str | None) -> Principal:
-        """Who sends this Authorization header. Raises Unauthenticated for a token that isn't known.
+    def principal(self, authorization: str | None, certificate: str | None = None) -> Principal:
+        """Who sends this Authorization header, or shows a certificate with this subject. Raises Unauthenticated for a token that isn't
+        known.
 
-        Without a token file the header isn't ours (a proxy's, a mesh's) and isn't looked at.
+        Without a token file the header isn't ours (a proxy's, a mesh's) and isn't looked at. A certificate gives a request a name, and
+        lets it do what anonymous ones may.
         """
         if authorization is None or not self._has_tokens:
-            return self._anonymous
+            return Principal(certificate, "certificate", self._anonymous.grants) if certificate else self._anonymous
         scheme, _, secret = authorization.strip().partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise Unauthenticated(f"expected 'Authorization: Bearer TOKEN', got the scheme {scheme[:16]!r}")
@@ -134,7 +136,7 @@ class Gate:
         if operation.grant in principal.grants:
             return
         needed = f"{operation.what}: needs the class '{operation.grant}'"
-        if principal.kind != "anonymous":
+        if principal.kind == "token":
             raise Denied(f"{needed}, which {principal.name!r} doesn't have; it has {', '.join(sorted(principal.grants)) or 'none'}")
         if self._has_tokens:
             raise Unauthenticated(f"{needed}; send 'Authorization: Bearer TOKEN' with a token that has it")

@@ -77,7 +77,7 @@ def cpu(bare: EmptyEnvironment, wheel: Path) -> EmptyEnvironment:
 @pytest.fixture
 def process(cpu: EmptyEnvironment) -> Iterator[subprocess.Popen[str]]:
     """`tidegate serve` in the empty environment, not yet ready."""
-    command = [str(cpu.bin / "tidegate"), "serve", "--repository", "models", "--http-port", "0", "--metrics-port", "0"]
+    command = [str(cpu.bin / "tidegate"), "serve", "--repository", "models", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     settings = environment(TIDEGATE_DRAIN_DELAY="0")
     with subprocess.Popen(command, cwd=cpu.folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         yield started
@@ -96,7 +96,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
 
 
 def test_without_a_runtime_serve_names_both_extras(bare: EmptyEnvironment) -> None:
-    shown = bare.run("tidegate", "serve", "--repository", "models", "--http-port", "0", "--metrics-port", "0")
+    shown = bare.run("tidegate", "serve", "--repository", "models", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
     assert shown.returncode == 1
     assert shown.stdout == ""
     assert "tidegate[cpu]" in shown.stderr

@@ -38,7 +38,7 @@ def test_three_commands_serve_a_model_of_ones_own(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-c", prepare], cwd=tmp_path, check=True)
     subprocess.run(shlex.split(export), cwd=tmp_path, env=environment, check=True)
-    command = [*shlex.split(serve), "--http-port", "0", "--metrics-port", "0"]
+    command = [*shlex.split(serve), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     environment |= {"TIDEGATE_DRAIN_DELAY": "0"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:

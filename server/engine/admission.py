@@ -78,7 +78,8 @@ def _read_parameters(request: InferRequest, terms: Terms) -> None:
     if type(timeout) is not int or timeout < 0:
         raise InvalidRequest(f"parameter 'timeout' must be a whole number of microseconds, 0 for the model's own; got {timeout!r}")
     if timeout:
-        request.deadline = request.received + timeout * 1e-6
+        deadline = request.received + timeout * 1e-6
+        request.deadline = deadline if request.deadline is None else min(deadline, request.deadline)
     priority = parameters.get("priority", 0)
     if type(priority) is not int or not 0 <= priority <= terms.priorities:
         levels = f"from 1 (first) to {terms.priorities} (last), or 0 for the last"

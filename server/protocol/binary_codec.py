@@ -31,7 +31,7 @@ _BOOL = np.dtype(np.bool_)
 _UINT8 = np.dtype(np.uint8)
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Where an input's values lie: `start` is counted from the end of the head."""
 
     name: str
@@ -45,7 +45,7 @@ class _Part(NamedTuple):
 class _Plan(NamedTuple):
     """What a head means. `plain` is true for one input that is a view of all that follows the head."""
 
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
     size: int
     plain: bool
     layout: Layout
@@ -82,7 +82,7 @@ class BinaryDecoder:
             part = parts[0]
             inputs = {part[0]: np.ndarray(part[2], part[1].numpy, body, head_length)}
         else:
-            inputs = {part.name: _tensor(part, body, head_length) for part in parts}
+            inputs = {part.name: read_tensor(part, body, head_length) for part in parts}
         if request_id is not None:
             reply = Reply(request_id, reply[1], reply[2])
         return InferRequest(model, inputs, layout, version, reply[0], outputs, parameters), reply
@@ -99,10 +99,10 @@ class BinaryDecoder:
         if len(body) - head_length != size:
             raise _wrong_length(parts, len(body) - head_length, model)
         if head.inline:
-            values = {part.name: _tensor(part, body, head_length) for part in parts}
+            values = {part.name: read_tensor(part, body, head_length) for part in parts}
             inputs = {item.name: values[item.name] if item.size is not None else inline_tensor(item, model) for item in head.inputs}
         else:
-            inputs = {part.name: _tensor(part, body, head_length) for part in parts}
+            inputs = {part.name: read_tensor(part, body, head_length) for part in parts}
         layout = self._layouts.of(head.inputs)
         if not head.inline and head_length <= MAX_HEAD:
             self._keep(key, _Plan(parts, size, _plain(parts), layout, head.outputs, head.parameters, head.reply))
@@ -116,7 +116,7 @@ class BinaryDecoder:
         self._cached_bytes += len(key)
 
 
-def _parts(inputs: list[Input], model: str) -> tuple[tuple[_Part, ...], int]:
+def _parts(inputs: list[Input], model: str) -> tuple[tuple[Part, ...], int]:
     parts = []
     start = 0
     for name, kind, shape, count, size, _ in inputs:
@@ -124,16 +124,16 @@ def _parts(inputs: list[Input], model: str) -> tuple[tuple[_Part, ...], int]:
             continue
         if size != count * kind.size if kind.size else size < 4 * count:
             raise byte_size_mismatch(name, kind, count, size, model)
-        parts.append(_Part(name, kind, shape, count, start, size))
+        parts.append(Part(name, kind, shape, count, start, size))
         start += size
     return tuple(parts), start
 
 
-def _plain(parts: tuple[_Part, ...]) -> bool:
+def _plain(parts: tuple[Part, ...]) -> bool:
     return len(parts) == 1 and parts[0].kind.name not in ("BOOL", "BYTES")
 
 
-def _wrong_length(parts: tuple[_Part, ...], have: int, model: str) -> InvalidRequest:
+def _wrong_length(parts: tuple[Part, ...], have: int, model: str) -> InvalidRequest:
     for part in parts:
         missing = part.start + part.size - have
         if missing > 0:
@@ -142,7 +142,8 @@ def _wrong_length(parts: tuple[_Part, ...], have: int, model: str) -> InvalidReq
     return InvalidRequest(f"unexpected additional input data for model '{model}': {have - needed} bytes after the last input's values")
 
 
-def _tensor(part: _Part, body: Body, head_length: int) -> Tensor:
+def read_tensor(part: Part, body: Body, head_length: int) -> Tensor:
+    """The tensor of a part of `body`: a view of it, unless it is BYTES or a BOOL of other bytes than 0 and 1. Raises InvalidRequest."""
     start = head_length + part.start
     if not part.kind.size:
         return read_strings(part.name, part.shape, part.elements, body[start : start + part.size])

@@ -94,12 +94,13 @@ def json_bytes(response: InferResponse, reply: Reply) -> int:
     total = 0
     for name, array in response.outputs.items():
         if not reply.binary.get(name, reply.binary_default):
-            kind = _kind(name, array)
+            kind = kind_of(name, array)
             total += array.size * _JSON_BYTES.get(kind.name, 21) if kind.size else sum(len(value) + 3 for value in array.flat)
     return total
 
 
-def _kind(name: str, array: Tensor) -> DType:
+def kind_of(name: str, array: Tensor) -> DType:
+    """The datatype of an output. Raises BackendFailure for an array that the protocol has no datatype for."""
     try:
         return dtype_of(array)
     except KeyError:
@@ -110,7 +111,7 @@ def _form(response: InferResponse, reply: Reply) -> _Form:
     model = b'"model_name":%b,"model_version":%b' % (orjson.dumps(response.model), orjson.dumps(response.version))
     text, texts, gaps, blob_bytes, any_binary = b',"outputs":[', [], [], 0, False
     for index, (name, array) in enumerate(response.outputs.items()):
-        kind = _kind(name, array)
+        kind = kind_of(name, array)
         binary = reply.binary.get(name, reply.binary_default)
         entry = orjson.dumps({"name": name, "datatype": kind.name, "shape": array.shape})[:-1]
         text += (b"," if index else b"") + entry + (b',"parameters":{"binary_data_size":' if binary else b',"data":')

@@ -97,12 +97,12 @@ def parse_head(text: Body) -> Head:
     given = document.get("inputs")
     if type(given) is not list:
         raise InvalidRequest("the request has no 'inputs'" if given is None else f"'inputs' must be a list, got {shown(given)}")
-    inputs = [_input(index, item) for index, item in enumerate(given)]
+    inputs = [read_input(index, item) for index, item in enumerate(given)]
     if len(inputs) > 1:
-        _refuse_twice([item.name for item in inputs], "input")
+        refuse_twice([item.name for item in inputs], "input")
     inline = any(item.size is None for item in inputs)
     outputs, binary = _outputs(document["outputs"]) if "outputs" in document else ((), NO_OUTPUTS)
-    parameters, binary_default = _parameters(document["parameters"]) if "parameters" in document else (NO_PARAMETERS, False)
+    parameters, binary_default = read_parameters(document["parameters"]) if "parameters" in document else (NO_PARAMETERS, False)
     return Head(inputs, outputs, parameters, Reply(request_id, binary_default, binary), inline)
 
 
@@ -161,10 +161,11 @@ def _members(document: dict[str, Any]) -> int:
     return count
 
 
-def _input(index: int, given: Any) -> Input:
+def read_input(index: int, given: Any) -> Input:
+    """An input as its JSON object says it. Raises InvalidRequest that names the member, or Unsupported."""
     if type(given) is not dict:
         raise InvalidRequest(f"inputs[{index}] must be an object, got {shown(given)}")
-    name = _name(given, "inputs", index)
+    name = read_name(given, "inputs", index)
     datatype = given.get("datatype")
     kind = DTYPES.get(datatype) if type(datatype) is str else None
     if kind is None:
@@ -193,7 +194,8 @@ def _not_one_source(name: str, given: Mapping[str, bool]) -> InvalidRequest:
     )
 
 
-def _name(given: dict[str, Any], where: str, index: int) -> str:
+def read_name(given: dict[str, Any], where: str, index: int) -> str:
+    """The name of an input or output. Raises InvalidRequest."""
     name = given.get("name")
     if type(name) is not str or not 0 < len(name) <= MAX_NAME:
         raise InvalidRequest(f"{where}[{index}]: 'name' must be a string of 1 to {MAX_NAME} characters, got {shown(name)}")
@@ -213,7 +215,8 @@ def _shape(name: str, given: Any) -> tuple[tuple[int, ...], int]:
     return tuple(given), count
 
 
-def _refuse_twice(names: list[str], what: str) -> None:
+def refuse_twice(names: list[str], what: str) -> None:
+    """Raises InvalidRequest where a name comes twice."""
     seen = set()
     for name in names:
         if name in seen:
@@ -228,16 +231,17 @@ def _outputs(given: Any) -> tuple[tuple[RequestedOutput, ...], Mapping[str, bool
     for index, item in enumerate(given):
         if type(item) is not dict:
             raise InvalidRequest(f"outputs[{index}] must be an object, got {shown(item)}")
-        name = _name(item, "outputs", index)
-        classes, raw = _output_parameters(name, item["parameters"]) if "parameters" in item else (0, False)
+        name = read_name(item, "outputs", index)
+        classes, raw = read_output_parameters(name, item["parameters"]) if "parameters" in item else (0, False)
         outputs.append(RequestedOutput(name, classes))
         binary[name] = raw
     if len(binary) != len(outputs):
-        _refuse_twice([output.name for output in outputs], "output")
+        refuse_twice([output.name for output in outputs], "output")
     return tuple(outputs), MappingProxyType(binary)
 
 
-def _output_parameters(name: str, given: Any) -> tuple[int, bool]:
+def read_output_parameters(name: str, given: Any) -> tuple[int, bool]:
+    """How an output is asked for: its classes, 0 for the whole of it, and whether in binary. Raises InvalidRequest or Unsupported."""
     if type(given) is not dict:
         raise InvalidRequest(f"output {name!r}: 'parameters' must be an object, got {shown(given)}")
     if "shared_memory_region" in given:
@@ -251,7 +255,8 @@ def _output_parameters(name: str, given: Any) -> tuple[int, bool]:
     return classes, binary
 
 
-def _parameters(given: Any) -> tuple[Mapping[str, Scalar], bool]:
+def read_parameters(given: Any) -> tuple[Mapping[str, Scalar], bool]:
+    """The parameters of a request, and its `binary_data_output`, which is taken out of them. Raises InvalidRequest."""
     if type(given) is not dict:
         raise InvalidRequest(f"'parameters' must be an object, got {shown(given)}")
     binary_default = given.pop("binary_data_output", False)

@@ -31,6 +31,8 @@ def test_a_real_server(tmp_path: Path) -> None:
         str(tmp_path / "models"),
         "--http-port",
         "0",
+        "--grpc-port",
+        "0",
         "--metrics-port",
         "0",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from server import errors
 from server.config import KEYS, Settings, settings_schema
+from server.edges.grpc.status import code_of
 from server.edges.http_errors import status_of
 from server.engine.recovery import diagram
 from server.errors import TidegateError
@@ -75,13 +76,13 @@ def classes_table() -> str:
 def errors_table() -> str:
     """Each kind of error that a request can meet, in the words of the tree's drawing."""
     drawn = re.findall(r"^[│ ]*[├└]── (\w+) +(.+)$", errors.__doc__ or "", re.MULTILINE)
-    rows: list[tuple[int, str, str]] = []
+    rows: list[tuple[int, str, str, str]] = []
     for name, what in drawn:
         error: TidegateError = getattr(errors, name).__new__(getattr(errors, name))
         if name not in ("Cancelled", "ConfigError", "ModelDefect"):  # nobody is left to answer; no request meets the others
-            rows.append((status_of(error), what, f"`{error.reason}`"))
+            rows.append((status_of(error), code_of(error), what, f"`{error.reason}`"))
     rows.sort(key=itemgetter(0))
-    return _table(("Status", "When", "`reason` in metrics"), rows)
+    return _table(("Status", "gRPC", "When", "`reason` in metrics"), rows)
 
 
 def metrics_table() -> str:

@@ -23,7 +23,8 @@ INFER = "/v2/models/{}/infer"
 @asynccontextmanager
 async def running(repository: Path, **settings: Any) -> AsyncIterator[App]:
     """An app that serves `repository` until the block ends; then it must stop in order. Settings as in server.yaml."""
-    flags = {"repository": repository, "http_port": 0, "metrics_port": 0, "drain_delay": 0.0, "drain_timeout": 10.0, **settings}
+    ports = {"http_port": 0, "grpc_port": "off", "metrics_port": 0}
+    flags = {"repository": repository, **ports, "drain_delay": 0.0, "drain_timeout": 10.0, **settings}
     app = App(load_settings(None, flags))
     try:
         await app.start()

@@ -225,3 +225,16 @@ def test_the_documented_commands_make_a_line_that_works(tmp_path: Path) -> None:
         assert shell is not None
         said = subprocess.run(["sh", "-c", shell[1]], env={**os.environ, "TOKEN": token}, capture_output=True, text=True, check=True).stdout
         assert said.split()[-1] == entry.split(":")[1]
+
+
+def test_a_certificate_names_and_grants_what_anonymous_ones_may(gate: Gate) -> None:
+    principal = gate.principal(None, "alice")
+    assert (principal.name, principal.kind, principal.grants) == ("alice", "certificate", ANONYMOUS.grants)
+    with pytest.raises(Unauthenticated, match="send 'Authorization: Bearer TOKEN'"):
+        gate.check(principal, Operation.MODEL_LOAD)
+    with pytest.raises(Unauthenticated, match="isn't one of"):
+        gate.principal("Bearer another", "alice")
+    assert ON_NETWORK.principal("Bearer whatever", "alice").kind == "certificate"
+    with pytest.raises(Denied, match="has no tokens"):
+        ON_NETWORK.check(ON_NETWORK.principal(None, "alice"), Operation.MODEL_LOAD)
+    assert ON_LOOPBACK.principal(None, "alice").grants == set(CLASSES)

@@ -20,7 +20,7 @@ import pytest
 from tests.server.models import identity_model
 from tests.server.running import json_body
 
-COMMAND = (sys.executable, "-m", "tidegate", "serve", "--http-port", "0", "--metrics-port", "0")
+COMMAND = (sys.executable, "-m", "tidegate", "serve", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 ROWS = np.ones((1, 16), np.float32)
 
 

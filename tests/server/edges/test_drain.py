@@ -95,9 +95,9 @@ async def scenario(repository: Path, sequences: list[list[str]], cuts: list[int]
             sent = [Sent(kind, number) for number, kind in enumerate(kinds)]
             jobs.append(_converse(app, sent, cuts, term, term_share))
         results = await asyncio.gather(*jobs)
-        answered = _answered(app)
+        counted = answered(app)
         await stopping
-        assert sum(hot for _, hot in results) == answered
+        assert sum(hot for _, hot in results) == counted
 
 
 async def _converse(app: App, sent: list[Sent], cuts: list[int], term: asyncio.Event, term_share: float) -> tuple[int, int]:
@@ -114,7 +114,7 @@ async def _stop_at(app: App, term: asyncio.Event) -> None:
     await app.http.drain(10.0)
 
 
-def _answered(app: App) -> int:
+def answered(app: App) -> int:
     """Inferences that the server answered, by its own count."""
     total = 0.0
     text = generate_latest(registry_of(app.recorder)).decode()

@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from server.app import App
+from server.edges.grpc.servicer import INFERENCES, METHODS
 from tests.server.models import two_inputs_model
 from tests.server.running import in_thread
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
-PRINTED_ADDRESS = "127.0.0.1:8000"
+PRINTED_ADDRESS, PRINTED_GRPC = "127.0.0.1:8000", "127.0.0.1:8001"
 CONSOLE = re.findall(r"```console\n\$ (curl .*?)\n([{\[].*?)```", PAGE, re.DOTALL)
 PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
 
@@ -27,7 +28,7 @@ PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTA
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     root = tmp_path_factory.mktemp("protocol-page")
     two_inputs_model(root / "sums" / "1" / "model.onnx")
-    with in_thread(root) as app:
+    with in_thread(root, grpc_port=0) as app:
         yield app
 
 
@@ -49,7 +50,7 @@ def test_commands(served: App, command: str, answer: str) -> None:
 def test_programs(served: App, program: str, printed: str) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(program.replace(PRINTED_ADDRESS, served.addresses.http), {})
+        exec(program.replace(PRINTED_ADDRESS, served.addresses.http).replace(PRINTED_GRPC, served.addresses.grpc), {})
     assert said.getvalue() == printed
 
 
@@ -58,3 +59,14 @@ def test_the_endpoints(served: App) -> None:
     listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in listed if "{model}" in path}
     paths = httpx.get(f"http://{served.addresses.http}/openapi.json").json()["paths"]
     assert listed == {(method.upper(), path) for path, methods in paths.items() for method in methods}
+
+
+def test_the_grpc_methods() -> None:
+    rows = [
+        (re.findall(r"`(\w+)`", names), said) for names, said in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|$", PAGE, re.MULTILINE)
+    ]
+    told = {name: said for names, said in rows for name in names if name in METHODS.keys() | INFERENCES}
+    assert told.keys() == METHODS.keys() | INFERENCES
+    assert {name for name, said in told.items() if "UNIMPLEMENTED" in said} == {
+        name for name, entry in METHODS.items() if entry.run is None
+    }

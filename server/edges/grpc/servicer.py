@@ -1,0 +1,126 @@
+"""What the methods of GRPCInferenceService do, inference excepted: a message in, a message out. They decide nothing and know no transport.
+
+METHODS is the whole list. A method without a function is one that isn't built yet: it asks the gate, then says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from server.config import VERSION
+from server.controlplane import ControlPlane
+from server.edges.grpc.call import Call, admitted
+from server.errors import ModelUnavailable, NotFound, Unsupported
+from server.gate import Gate, Operation
+from server.protocol.proto.messages import INFERENCE, Message, methods_of, parse
+from server.protocol.proto_codec import addressee
+from server.router.router import Router
+from server.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Servicer:
+    """The parts that methods ask. `ready` says whether the server takes requests, `extensions` what its metadata lists."""
+
+    name: str
+    extensions: Sequence[str]
+    gate: Gate
+    router: Router
+    control: ControlPlane
+    ready: Callable[[], bool]
+
+    def call(self, method: str, body: bytes, call: Call) -> bytes:
+        """Run a method by its name, from message bytes to message bytes. Raises TidegateError."""
+        request, operation, run = METHODS[method]
+        admitted(self.gate, call, operation)
+        if run is None:
+            raise Unsupported(f"{method} isn't built yet")
+        answer: bytes = _RESPONSES[method](**run(self, parse(request, body))).SerializeToString()
+        return answer
+
+
+Fields: TypeAlias = Mapping[str, Any]
+Run: TypeAlias = Callable[[Servicer, Message], Fields]
+"""A method: the request's message → the fields of the answer's."""
+
+
+class Entry(NamedTuple):
+    """One method: the class of its request, what the gate is asked, and what it does (None: not built yet)."""
+
+    request: type[Any]
+    operation: Operation
+    run: Run | None
+
+
+def _server_live(servicer: Servicer, request: Message) -> Fields:
+    return {"live": True}
+
+
+def _server_ready(servicer: Servicer, request: Message) -> Fields:
+    return {"ready": servicer.ready()}
+
+
+def _model_ready(servicer: Servicer, request: Message) -> Fields:
+    """An unknown model isn't ready, as Triton has it: its clients take an error here for a broken server."""
+    try:
+        servicer.router.entry(*addressee(request.name, request.version, "name", "version"))
+    except (NotFound, ModelUnavailable):
+        return {"ready": False}
+    return {"ready": True}
+
+
+def _server_metadata(servicer: Servicer, request: Message) -> Fields:
+    return {"name": servicer.name, "version": VERSION, "extensions": servicer.extensions}
+
+
+def _model_metadata(servicer: Servicer, request: Message) -> Fields:
+    entry = servicer.router.entry(*addressee(request.name, request.version, "name", "version"))
+    assert entry.engine is not None
+    return {
+        "name": entry.model,
+        "versions": servicer.router.ready_versions(entry.model),
+        "platform": entry.platform,
+        "inputs": [_tensor(spec) for spec in entry.engine.inputs],
+        "outputs": [_tensor(spec) for spec in entry.engine.outputs],
+    }
+
+
+def _tensor(spec: TensorSpec) -> Fields:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+
+
+def _repository_index(servicer: Servicer, request: Message) -> Fields:
+    if request.repository_name:
+        raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
+    rows = servicer.control.index(request.ready)
+    return {"models": [{"name": row.name, "version": row.version, "state": str(row.state), "reason": row.reason} for row in rows]}
+
+
+_OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
+    "ServerLive": (Operation.HEALTH, _server_live),
+    "ServerReady": (Operation.HEALTH, _server_ready),
+    "ModelReady": (Operation.MODEL_READY, _model_ready),
+    "ServerMetadata": (Operation.METADATA, _server_metadata),
+    "ModelMetadata": (Operation.MODEL_METADATA, _model_metadata),
+    "ModelConfig": (Operation.MODEL_CONFIG, None),
+    "ModelStatistics": (Operation.MODEL_STATISTICS, None),
+    "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
+    "RepositoryModelLoad": (Operation.MODEL_LOAD, None),
+    "RepositoryModelUnload": (Operation.MODEL_UNLOAD, None),
+    "SystemSharedMemoryStatus": (Operation.SHARED_MEMORY, None),
+    "SystemSharedMemoryRegister": (Operation.SHARED_MEMORY, None),
+    "SystemSharedMemoryUnregister": (Operation.SHARED_MEMORY, None),
+    "CudaSharedMemoryStatus": (Operation.SHARED_MEMORY, None),
+    "CudaSharedMemoryRegister": (Operation.SHARED_MEMORY, None),
+    "CudaSharedMemoryUnregister": (Operation.SHARED_MEMORY, None),
+    "TraceSetting": (Operation.SETTINGS, None),
+    "LogSettings": (Operation.SETTINGS, None),
+}
+INFERENCES = frozenset(("ModelInfer", "ModelStreamInfer"))
+"""The methods that aren't here, but in inference."""
+
+_DESCRIBED = methods_of(INFERENCE)
+_RESPONSES: Mapping[str, type[Any]] = {name: method.response for name, method in _DESCRIBED.items()}
+METHODS: Mapping[str, Entry] = {name: Entry(_DESCRIBED[name].request, *rest) for name, rest in _OPERATIONS.items()}

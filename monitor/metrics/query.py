@@ -160,6 +160,18 @@ def selects(query: Query) -> tuple[tuple[Select, float], ...]:
     return ()
 
 
+def labels_by(query: Query) -> tuple[str, ...]:
+    """The labels that tell the query's answers apart."""
+    match query:
+        case Aggregate(_, by, _):
+            return tuple(label for label in by if label != "le")
+        case Over(_, _, _) | Quantile(_, _) | Compare(_, _, _):
+            return labels_by(query.of)
+        case Arithmetic() | Both() | Either():
+            return labels_by(query.left)
+    return ()
+
+
 def needs_prometheus(query: Query) -> bool:
     """Whether some part of it is PromQL that isn't computed here."""
     match query:

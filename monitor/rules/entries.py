@@ -11,7 +11,7 @@ from monitor.alerts import labels_of
 from monitor.metrics.families import EXPORTED, FAMILIES
 from monitor.metrics.named import NAMED
 from monitor.metrics.quantities import Unit, parse, show
-from monitor.metrics.query import Absent, Aggregate, Both, Compare, Matcher, Over, Query, Raw, Select, promql, promql_duration
+from monitor.metrics.query import Absent, Aggregate, Both, Compare, Matcher, Over, Query, Raw, Select, labels_by, promql, promql_duration
 from monitor.metrics.shapes import Ask, Named, gauge, newest
 from monitor.rules.file import Entry, Step
 from monitor.rules.model import Rule
@@ -233,16 +233,7 @@ def _rule(entry: Entry, watched: Watched, step: Step, at: KeyPath) -> Rule:
 
 def _subject(watched: Watched) -> str:
     """What the alert is about, for its summary: the labels that tell its alerts apart."""
-    by = _labels_by(watched.query)
-    return "".join(f"{label} {{{label}}} " for label in by if label != "le")
-
-
-def _labels_by(query: Query) -> tuple[str, ...]:
-    """The labels that the query's answers have."""
-    if isinstance(query, Aggregate):
-        return query.by
-    inner = getattr(query, "of", None) or getattr(query, "left", None)
-    return _labels_by(inner) if inner is not None else ()
+    return "".join(f"{label} {{{label}}} " for label in labels_by(watched.query))
 
 
 def _number(given: object, watched: Watched, key: str, default: float | None) -> float:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from monitor.app import Monitor
 from monitor.metrics.query import promql, promql_duration
+from monitor.rule_test import run_tests
 from monitor.rules.build import read_rules, rules_schema
 from monitor.rules.model import Ruleset
 from server.errors import ConfigError
@@ -43,6 +48,56 @@ def check(
         typer.echo(f"note: {note}", err=True)
     own = sum(rule.where.startswith(f"{file}:") for rule in ruleset.rules)
     typer.echo(f"{file}: {own} alerts, and {len(ruleset.rules) - own} of tidegate's own")
+
+
+@app.command()
+def run(
+    file: RulesPath,
+    once: Annotated[bool, typer.Option("--once", help="Look twice, an interval apart, tell, and exit: for cron and CI.")] = False,
+) -> None:
+    """Watch until stopped. SIGHUP, or a change of the file, reads it again.
+
+    With --once the exit code says what fires: 0 nothing, 3 a WARNING, 4 a CRITICAL, 5 nothing but a target that didn't answer.
+    """
+    _read(file)
+    raise typer.Exit(asyncio.run(_run(Monitor(file, _say), once=once)))
+
+
+async def _run(watching: Monitor, *, once: bool) -> int:
+    stop, reload = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number, event in ((signal.SIGINT, stop), (signal.SIGTERM, stop), (signal.SIGHUP, reload)):
+        loop.add_signal_handler(number, event.set)
+    await watching.start()
+    try:
+        if once:
+            return await watching.once()
+        targets = watching.ruleset.settings.sources
+        watched = targets.prometheus or ", ".join(targets.targets)
+        _say(f"{len(watching.ruleset.rules)} rules; watching {watched}")
+        await watching.run(stop, reload)
+    finally:
+        await watching.stop()
+    return 0
+
+
+@app.command()
+def test(file: Annotated[Path, typer.Argument(metavar="FILE", help="Rule tests: series in, alerts out.")]) -> None:
+    """Run unit tests of rules: series go in, the alerts that must be firing come out. Exits 1 when one fails."""
+    results = run_tests(file)
+    for result in results:
+        typer.echo(f"{'FAIL' if result.failures else 'ok  '} {result.name}")
+        for failure in result.failures:
+            typer.echo(f"     {failure}")
+    failed = sum(bool(result.failures) for result in results)
+    typer.echo(f"{len(results) - failed} passed, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _say(text: str) -> None:
+    """What a person should know, on stderr; alerts go to stdout by the log notifier."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _read(file: Path) -> Ruleset:

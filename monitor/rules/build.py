@@ -23,6 +23,7 @@ from monitor.rules.file import Entry, Objective, RulesFile
 from monitor.rules.model import Rule, Ruleset
 from monitor.rules.objectives import objective_rules
 from monitor.rules.places import Finding, complain
+from monitor.rules.settings import Notifier
 from server.documents import Document, read_yaml
 from server.errors import ConfigError
 from server.validation import complaints
@@ -39,6 +40,8 @@ def read_rules(path: Path) -> Ruleset:
         rules += [rule for rule in _read(PACK)[1] if rule.alert not in taken]
     if file.watchdog:
         rules.append(_watchdog())
+    if not file.notifiers:
+        file = file.model_copy(update={"notifiers": {"log": Notifier(type="log")}})
     return Ruleset(path, tuple(_with_keys(_with_runbooks(rules, file.runbooks))), file, tuple(notes))
 
 

@@ -7,15 +7,17 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from monitor.app import Monitor
 from monitor.metrics.query import promql, promql_duration
+from monitor.render.helm import RENDERERS, chart_files
 from monitor.rule_test import run_tests
 from monitor.rules.build import read_rules, rules_schema
 from monitor.rules.model import Ruleset
+from monitor.top import show
 from server.errors import ConfigError
 
 app = typer.Typer(help="Watch servers and GPUs, and raise alerts, from one YAML file.", add_completion=False, no_args_is_help=True)
@@ -92,6 +94,38 @@ def test(file: Annotated[Path, typer.Argument(metavar="FILE", help="Rule tests: 
     failed = sum(bool(result.failures) for result in results)
     typer.echo(f"{len(results) - failed} passed, {failed} failed")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def render(
+    file: RulesPath,
+    form: Annotated[Literal["prometheus", "alertmanager", "grafana", "helm"], typer.Option("--to", help="For whom.")] = "prometheus",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, for helm a folder; else stdout.")] = None,
+) -> None:
+    """Write the same rules for Prometheus, Alertmanager or Grafana, or all of it for the Helm chart."""
+    ruleset = _read(file)
+    if form == "helm":
+        if output is None:
+            raise typer.BadParameter("--to helm writes several files: name their folder with --output")
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in chart_files(ruleset).items():
+            (output / name).write_text(text)
+        return
+    text = RENDERERS[form](ruleset)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text)
+
+
+@app.command()
+def top(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="Rules file whose targets and alerts are shown.")] = None,
+    target: Annotated[str, typer.Option(help="A server's metrics address, where no file is given.")] = "127.0.0.1:8002",
+    times: Annotated[int, typer.Option(help="How many looks; 0 until stopped.", min=0)] = 0,
+) -> None:
+    """A live table: models with their latency, rows and queue, GPUs, and what alerts."""
+    asyncio.run(show(_read(file) if file is not None else None, target, times))
 
 
 def _say(text: str) -> None:

@@ -234,9 +234,8 @@ def test_check(tmp_path: Path) -> None:
     good, bad = run("check", "good.yaml", folder=tmp_path), run("check", "bad.yaml", folder=tmp_path)
     assert (good.returncode, bad.returncode) == (0, 1)
     assert good.stdout.startswith("good.yaml: 2 alerts, and ")
-    assert (
-        bad.stderr
-        == "error: bad.yaml:5:11: metrics.1.name: no metric is called 'gpu_utilisation'; did you mean gpu_utilization or cpu_utilization or capacity_utilization?\n"
+    assert bad.stderr.startswith(
+        "error: bad.yaml:5:11: metrics.1.name: no metric is called 'gpu_utilisation'; did you mean gpu_utilization or"
     )
 
 

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch dist bench-front clean
+.PHONY: help setup models demo serve test lint fmt types arch dist bench-front bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ dist: setup ## wheel and source archive in dist/
 
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front
+
+bench-monitor: setup ## how much of a core the monitor takes
+	$(RUN) -m benchmarks.monitor
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

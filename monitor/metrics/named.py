@@ -308,3 +308,18 @@ _MODELS = (
 
 NAMED: Mapping[str, Named] = {metric.name: metric for metric in (*_LATENCY, *_TRAFFIC, *_GPUS, *_GPU_EVENTS, *_MACHINE, *_MODELS)}
 """Every metric that has a name of its own."""
+
+RUNBOOKS: Mapping[str, str] = {
+    "queue_latency": "QueueGrowing",
+    "queue_rows": "QueueGrowing",
+    "drop_rate": "RequestsDropped",
+    "rejection_rate": "RequestsRejected",
+    "gpu_memory_used": "GpuMemory",
+    "host_memory": "Memory",
+    "loop_busy": "EventLoopBusy",
+    "target_up": "TargetDown",
+    "config_reload_failed": "MonitorConfigBroken",
+    "model_ready": "ModelNotReady",
+    "drift": "PrecisionDrift",
+}
+"""Metrics whose page in docs/runbooks/ isn't called as they are."""

@@ -117,13 +117,15 @@ def _unknown(names: Iterable[str], known: Mapping[str, object], key: tuple[str |
 def _watchdog() -> Rule:
     query = Always()
     summary = "Always fires: when it stops arriving, nobody is watching"
-    return Rule("", "Watchdog", Level.INFO, query, query, summary=summary, labels=(("severity", "info"),), metric="watchdog")
+    return Rule(
+        "", "Watchdog", Level.INFO, query, query, summary=summary, labels=(("severity", "info"),), runbook="Watchdog.md", metric="watchdog"
+    )
 
 
 def _with_runbooks(rules: Iterable[Rule], base: str) -> Iterator[Rule]:
     for rule in rules:
-        page = rule.runbook or f"{rule.alert}.md"
-        yield replace(rule, runbook=page if "://" in page else base + page)
+        page = rule.runbook
+        yield replace(rule, runbook=base + page if page and "://" not in page else page)
 
 
 def _with_keys(rules: Iterable[Rule]) -> Iterator[Rule]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from monitor.alerts import labels_of
 from monitor.metrics.families import EXPORTED, FAMILIES
-from monitor.metrics.named import NAMED
+from monitor.metrics.named import NAMED, RUNBOOKS
 from monitor.metrics.quantities import Unit, parse, show
 from monitor.metrics.query import Absent, Aggregate, Both, Compare, Matcher, Over, Query, Raw, Select, labels_by, promql, promql_duration
 from monitor.metrics.shapes import Ask, Named, gauge, newest
@@ -222,7 +222,7 @@ def _rule(entry: Entry, watched: Watched, step: Step, at: KeyPath) -> Rule:
         keep_firing_for=entry.keep_firing_for,
         labels=labels_of({**entry.tags, "severity": step.alert_level.severity}),
         summary=summary.replace("{threshold}", show(threshold, watched.unit)),
-        runbook=entry.runbook or "",
+        runbook=entry.runbook or (f"{RUNBOOKS.get(watched.name, camel(watched.name))}.md" if watched.name in NAMED else ""),
         notify=entry.notify,
         actions=entry.actions,
         metric=watched.name,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from tests.monitor.files import EXAMPLE
+from monitor.metrics.named import NAMED, RUNBOOKS
+from monitor.rules.entries import camel
+from tests.monitor.files import EXAMPLE, rules
 from tests.monitor.pages import DOCS, PAGES
 
 
@@ -27,3 +30,16 @@ def test_the_schema_takes_the_example_and_refuses_a_wrong_name() -> None:
 
 def test_the_page_shows_the_example_to_the_letter() -> None:
     assert f"```yaml\n{EXAMPLE}```" in (DOCS / "monitor.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_every_named_metric_has_a_runbook(tmp_path: Path, name: str) -> None:
+    threshold = {"seconds": "200ms", "bytes": "1GiB", "ratio": "50%"}.get(NAMED[name].unit, "5")
+    for found in rules(tmp_path, f"metrics:\n  - {{name: {name}, threshold: {threshold}, absent: 5m, alert: MyOwn}}\n").rules:
+        headings = re.findall(r"^## (.*)$", (DOCS.parent / found.runbook).read_text(), re.MULTILINE)
+        assert headings == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+
+
+def test_every_runbook_is_some_alerts() -> None:
+    pages = {f"{RUNBOOKS.get(name, camel(name))}" for name in NAMED} | {"BudgetBurn", "MetricAbsent", "Watchdog"}
+    assert {path.stem for path in (DOCS / "runbooks").glob("*.md")} == pages

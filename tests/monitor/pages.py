@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from monitor.evaluator import diagram
 from monitor.metrics.named import NAMED
 from monitor.rules.build import rules_schema
 
@@ -40,7 +41,7 @@ def section(page: str, name: str, content: str) -> str:
 def monitor_page() -> str:
     """docs/monitor.md with its tables."""
     text = (DOCS / "monitor.md").read_text()
-    for name, content in (("named", named_table),):
+    for name, content in (("named", named_table), ("states", lambda: f"```mermaid\n{diagram()}\n```")):
         text = section(text, name, content())
     return text
 

@@ -43,3 +43,12 @@ def test_every_named_metric_has_a_runbook(tmp_path: Path, name: str) -> None:
 def test_every_runbook_is_some_alerts() -> None:
     pages = {f"{RUNBOOKS.get(name, camel(name))}" for name in NAMED} | {"BudgetBurn", "MetricAbsent", "Watchdog"}
     assert {path.stem for path in (DOCS / "runbooks").glob("*.md")} == pages
+
+
+def test_the_pages_examples_can_be_used(tmp_path: Path) -> None:
+    """All the YAML of the page but the rule test's, as one file."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "monitor.md").read_text(), re.DOTALL)
+    *settings, _ = blocks[1:]
+    found = rules(tmp_path, "".join(settings))
+    assert {"InferenceLatency", "QueueRows", "HttpRequestsTotal", "FastBudgetBurn"} <= {rule.alert for rule in found.rules}
+    assert set(found.settings.notifiers) == {"pager", "hook", "am", "screen"}

@@ -157,7 +157,11 @@ def _panel(panel: Panel) -> dict[str, Any]:
         {"refId": chr(ord("A") + index), "expr": expr, "legendFormat": legend, "datasource": _source(), "range": True}
         for index, (expr, legend) in enumerate(panel.queries)
     ]
-    note = {"description": f"No data from this server version: {panel.family} isn't exported by it."} if panel.family else {}
+    note = (
+        {"description": f"No data from this server version: {panel.family} isn't exported by it."}
+        if panel.family and panel.family not in EXPORTED
+        else {}
+    )
     defaults = {"unit": panel.unit, "custom": {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 8, "showPoints": "never"}}
     return {
         "type": "timeseries",

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch protos dist bench-front bench-edges bench-batcher bench-engine bench-lanes clean
+.PHONY: help setup models demo serve test lint fmt types arch protos dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-engine: setup ## an emulated T4 by deadline, MiniLM by length
 
 bench-lanes: setup ## process lanes, the arbiter, and what a killed lane costs
 	$(RUN) -m benchmarks.lanes
+
+bench-monitor: setup ## how much of a core the monitor takes
+	$(RUN) -m benchmarks.monitor
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -90,7 +90,7 @@ def test_tidegate_export_is_the_same_command() -> None:
     assert shown.stdout == run(TIDEGATE, "export", "--help").stdout
 
 
-@pytest.mark.parametrize("name", ["monitor", "loadtest"])
+@pytest.mark.parametrize("name", ["loadtest"])
 def test_a_room_that_is_not_built_says_so(name: str) -> None:
     shown = run(TIDEGATE, name, "run", "--anything")
     assert shown.returncode == 2
@@ -101,7 +101,7 @@ def test_a_folder_with_a_package_named_server_changes_nothing(tmp_path: Path) ->
     (tmp_path / "server").mkdir()
     (tmp_path / "server/__init__.py").write_text("raise SystemExit('the wrong server')")
     for command in ([TIDEGATE], [sys.executable, "-m", "tidegate"]):
-        shown = run(*command, "monitor", cwd=tmp_path)
+        shown = run(*command, "loadtest", cwd=tmp_path)
         assert shown.returncode == 2
         assert "not built yet" in shown.stderr
 

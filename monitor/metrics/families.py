@@ -1,0 +1,58 @@
+"""The metric families that rules may name: the server's catalogue, and those that this server version doesn't export (yet).
+
+A rule on a family that nobody exports is no error: it has no data, `tidegate monitor check` says so, and it works once there is some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from server.metrics import catalogue
+from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, Metric
+
+_GPU = ("gpu",)
+
+_LATER = (
+    Metric("tidegate_dropped_total", "counter", "Requests refused because of their deadline.", (*MODEL_LABELS, "reason")),
+    Metric("tidegate_capacity_utilization", "gauge", "Rows offered a second over what all lanes can serve.", MODEL_LABELS),
+    Metric("tidegate_padding_ratio", "histogram", "Share of a batch's cells that was padding.", MODEL_LABELS, (0.05, 0.1, 0.2, 0.4)),
+    Metric("tidegate_cache_lookups_total", "counter", "Lookups of the response cache, by result (hit, miss).", ("model", "result")),
+    Metric("tidegate_active_precision", "gauge", "1 for the precision that answers.", MODEL_LABELS),
+    Metric("tidegate_drift_statistic", "gauge", "The drift guard's statistic; it falls back at its bound.", MODEL_LABELS),
+    Metric("tidegate_canary_step", "gauge", "Share of the traffic that the canary has.", ("model", "version")),
+    Metric("tidegate_lane_restarts_total", "counter", "Lanes that died and were started again.", ("model", "lane", "reason")),
+    Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU),
+    Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU),
+    Metric("tidegate_gpu_memory_total_bytes", "gauge", "GPU memory there is.", _GPU),
+    Metric("tidegate_gpu_temperature_celsius", "gauge", "The GPU's temperature.", _GPU),
+    Metric("tidegate_gpu_power_watts", "gauge", "The power the GPU draws.", _GPU),
+    Metric("tidegate_gpu_throttled", "gauge", "1 while heat or power holds the GPU's clock down.", _GPU),
+    Metric("tidegate_gpu_ecc_errors_total", "counter", "Memory errors that the GPU couldn't correct.", _GPU),
+)
+_HOST = (
+    Metric("tidegate_host_cpu_utilization_ratio", "gauge", "Share of the machine's CPU time in use."),
+    Metric("tidegate_host_memory_utilization_ratio", "gauge", "Share of the machine's memory in use."),
+)
+_SCRAPE = (
+    Metric("up", "gauge", "1 where a target answered its last scrape.", ("instance",)),
+    Metric("tidegate_monitor_config_reload_failed", "gauge", "1 while the rules file on disk can't be used."),
+)
+_DCGM_LABELS = ("gpu", "UUID", "Hostname", "modelName")
+_DCGM = (
+    Metric("DCGM_FI_DEV_GPU_UTIL", "gauge", "Utilization in percent.", _DCGM_LABELS),
+    Metric("DCGM_FI_DEV_FB_USED", "gauge", "Memory in use, in MiB.", _DCGM_LABELS),
+    Metric("DCGM_FI_DEV_FB_FREE", "gauge", "Free memory, in MiB.", _DCGM_LABELS),
+    Metric("DCGM_FI_DEV_GPU_TEMP", "gauge", "Temperature in °C.", _DCGM_LABELS),
+    Metric("DCGM_FI_DEV_POWER_USAGE", "gauge", "Power in W.", _DCGM_LABELS),
+    Metric("DCGM_FI_DEV_THERMAL_VIOLATION", "counter", "Microseconds for which heat held the clock down.", _DCGM_LABELS),
+    Metric("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", "counter", "Double-bit memory errors.", _DCGM_LABELS),
+)
+
+FAMILIES: Mapping[str, Metric] = {metric.name: metric for metric in (*_LATER, *_HOST, *_SCRAPE, *_DCGM)} | dict(CATALOGUE)
+"""Every family that a named metric uses; where the server's catalogue has it too, that is what counts."""
+
+EXPORTED: frozenset[str] = frozenset({*CATALOGUE, *(metric.name for metric in (*_HOST, *_SCRAPE))})
+"""Those that this version of the server or of the monitor exports."""
+
+LATENCY_BOUNDS = catalogue.REQUEST_DURATION.buckets
+"""Where latencies are counted exactly, in seconds: a latency objective must lie on one."""

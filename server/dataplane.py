@@ -50,17 +50,13 @@ class DataPlane:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
             return SETTLED
         finally:
-            if request.rows:  # it fits the model: part of the load, also where it was refused
-                self._arrived(request, version)
-
-    def _arrived(self, request: InferRequest, version: str) -> None:
-        """Note an arrival in the ring and, where that's on, in the recording: its size and its terms, not what is in it."""
-        deadline = request.deadline
-        limit = deadline - request.received if deadline is not None else None
-        event = (request.received, request.model, version, request.rows, request.length, request.priority, request.tenant, limit)
-        self._note(event)
-        if self._recording is not None:
-            self._recording.arrived(event, request)
+            if rows := request.rows:  # it fits the model: part of the load, also where it was refused
+                deadline, received = request.deadline, request.received
+                limit = None if deadline is None else deadline - received
+                event = (received, request.model, version, rows, request.length, request.priority, request.tenant, limit)
+                self._note(event)
+                if self._recording is not None:
+                    self._recording.arrived(event, request)
 
     def done(self, request: InferRequest, response: InferResponse, encode_seconds: float) -> None:
         """An answer is ready to leave: count it, and log it if it failed or was slow."""

@@ -7,6 +7,7 @@ elsewhere. It knows its connection only to say that it has an answer.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -37,6 +38,8 @@ SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined i
 CLOSE = b"connection: close\r\n\r\n"
 JSON_OUT_OFFLOAD = 256 * 1024  # bytes of JSON above which the helper process writes the answer
 NO_LAYOUT = Layout(())
+MAX_DIGITS = 9  # of a Content-Length that is looked at
+_LENGTH_LINE = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 
 _BINARY_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ninference-header-content-length: %d\r\ncontent-length: %d\r\n%s\r\n"
@@ -73,35 +76,44 @@ class ColdExchange:
 
 
 class KnownHead:
-    """The head of a connection's last request, as bytes and as what they mean. A client mostly sends the same head again: then the parser
-    and its callbacks have nothing to find out. Only for requests that come in one piece, with a small plain body, on a connection that
-    stays open."""
+    """The head of a connection's last request, as bytes and as what they mean. A client mostly sends the same head again, but for the
+    body's length: then the parser and its callbacks have nothing to find out. Only for requests that come in one piece, with a small
+    plain body, on a connection that stays open."""
 
-    __slots__ = ("fields", "head", "head_length", "length", "target")
+    __slots__ = ("_after", "_before", "_digits", "_fields", "_head_length", "_target")
 
-    def __init__(self, head: bytes, exchange: HotExchange, length: int) -> None:
-        self.head = head
-        self.target = exchange.target
-        self.fields = exchange.fields
-        self.head_length = exchange.body.head_length
-        self.length = len(head) + length
+    def __init__(self, head: bytes, digits: tuple[int, int], exchange: HotExchange) -> None:
+        start, end = digits
+        self._before, self._digits, self._after = head[:start], start, head[end:]
+        self._target = exchange.target
+        self._fields = exchange.fields
+        self._head_length = exchange.body.head_length
 
     @classmethod
     def of(cls, data: bytes, exchange: HotExchange) -> KnownHead | None:
         """What is to be known of `exchange`, which came as `data`, if it can come again. None where it's more or less than one request."""
         fields = exchange.fields
-        length = int(fields.get(b"content-length", b"-1"))
+        length = fields.get(b"content-length")
         end = data.find(b"\r\n\r\n") + 4
-        plain = fields.keys() <= REPEATABLE and 0 <= length <= ONE_PIECE
-        if exchange.close or exchange.parts is not None or not plain or len(data) - end != length:
+        if exchange.close or exchange.parts is not None or length is None or not fields.keys() <= REPEATABLE:
             return None
-        return cls(data[:end], exchange, length)
+        found = _LENGTH_LINE.search(data, 0, end)
+        known = found is not None and len(data) - end == int(length) <= ONE_PIECE
+        return cls(data[:end], found.span(1), exchange) if found is not None and known else None
 
-    def exchange(self, data: bytes, connection: Connection, edge: InferEdge) -> HotExchange:
-        """The exchange of a request that came as `data`, and not yet completed."""
-        exchange = HotExchange(connection, edge, self.target)
-        exchange.fields = self.fields
-        exchange.body.is_whole(data[len(self.head) :], self.head_length)
+    def exchange(self, data: bytes, connection: Connection, edge: InferEdge) -> HotExchange | None:
+        """The exchange of a request that came as `data`, and not yet completed; None where the head isn't this one."""
+        if not data.startswith(self._before):
+            return None
+        end = data.find(b"\r", self._digits)
+        digits, start = data[self._digits : end], end + len(self._after)
+        if not data.startswith(self._after, end) or not digits.isdigit() or len(digits) > MAX_DIGITS or len(data) - start != int(digits):
+            return None
+        if len(data) - start > ONE_PIECE:
+            return None
+        exchange = HotExchange(connection, edge, self._target)
+        exchange.fields = self._fields
+        exchange.body.is_whole(data[start:], self._head_length)
         return exchange
 
 

@@ -84,8 +84,8 @@ class InferProtocol(HttpToolsProtocol):
         begins = self._first = not self._receiving
         self._counts = True
         known = self._known
-        if known is not None and begins and len(data) == known.length and data.startswith(known.head):
-            self._completed(known.exchange(data, self, self._edge), new=True)
+        if known is not None and begins and (again := known.exchange(data, self, self._edge)) is not None:
+            self._completed(again, new=True)
             return
         try:
             self.parser.feed_data(data)

@@ -155,10 +155,8 @@ def with_values(group: Hashable, request: InferRequest, shared: Sequence[str]) -
     return group, tuple(tuple(array.flat) if array.dtype.hasobject else array.tobytes() for array in arrays)
 
 
-def bytes_of(request: InferRequest, fitted: Fit) -> int:
-    """Bytes of a request's tensors."""
-    if fitted.bytes >= 0:
-        return fitted.bytes
+def bytes_of(request: InferRequest) -> int:
+    """Bytes of a request's tensors, where its layout doesn't tell them."""
     arrays = request.inputs.values()
     return sum(sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes for array in arrays)
 

@@ -59,6 +59,7 @@ class Engine:
         self._sized = terms.limits.bytes is not None or bool(self._quotas)
         self._known: dict[Layout, Fit] = {}
         self._queue = RequestQueue(batcher.policy.length_buckets)
+        self._priorities, self._patience = batcher.policy.priorities, batcher.policy.patience
         self._reserve = 0.0
         self._ended: dict[Lane, float] = {}  # when each lane's last run did
         self._most_reserved = RESERVED_SHARE * (batcher.policy.latency_objective or RESERVED_WITHOUT)
@@ -87,7 +88,7 @@ class Engine:
         """Queue a request; `on_response` is called in the loop with its answer. Raises InvalidRequest where it doesn't fit the model,
         Overloaded where a limit is reached, DeadlineExceeded where no answer could be in time, Draining after close."""
         fitted = self._known.get(request.layout) or self._examine(request.layout)
-        request.rows, group, request.length, _ = fitted
+        request.rows, group, request.length, size = fitted
         if self._shared:
             group = with_values(group, request, self._shared)
         if request.outputs:
@@ -97,9 +98,8 @@ class Engine:
         if not self._open:
             raise Draining(f"model '{self.key.name}' version {self.key.version} is being unloaded")
         request.queued = now = monotonic()
-        policy = self.batcher.policy
-        ticket = Ticket(request, on_response, group, policy.priorities, policy.patience, self._reserve)
-        ticket.size = bytes_of(request, fitted)
+        ticket = Ticket(request, on_response, group, self._priorities, self._patience, self._reserve)
+        ticket.size = size if size >= 0 else bytes_of(request)
         self._admit(ticket, now)
         self._queue.push(ticket)
         self._scheduler.arm()

@@ -156,8 +156,8 @@ def _members(document: dict[str, Any]) -> int:
                 if type(item) is not dict:
                     break
                 count += len(item)
-                if type(parameters := item.get("parameters")) is dict:
-                    count += len(parameters)
+                if "parameters" in item and type(item["parameters"]) is dict:
+                    count += len(item["parameters"])
     return count
 
 

@@ -76,9 +76,8 @@ class ColdExchange:
 
 
 class KnownHead:
-    """The head of a connection's last request, as bytes and as what they mean. A client mostly sends the same head again, but for the
-    body's length: then the parser and its callbacks have nothing to find out. Only for requests that come in one piece, with a small
-    plain body, on a connection that stays open."""
+    """The head of a connection's last request, as bytes and as what they mean. A client mostly sends the same again, but for the body's
+    length: then the parser has nothing to find out. Only for requests in one piece, with a small plain body, on a connection that stays."""
 
     __slots__ = ("_after", "_before", "_digits", "_fields", "_head_length", "_target")
 
@@ -98,8 +97,9 @@ class KnownHead:
         if exchange.close or exchange.parts is not None or length is None or not fields.keys() <= REPEATABLE:
             return None
         found = _LENGTH_LINE.search(data, 0, end)
-        known = found is not None and len(data) - end == int(length) <= ONE_PIECE
-        return cls(data[:end], found.span(1), exchange) if found is not None and known else None
+        if found is None or not len(data) - end == int(length) <= ONE_PIECE:
+            return None
+        return cls(data[:end], found.span(1), exchange)
 
     def exchange(self, data: bytes, connection: Connection, edge: InferEdge) -> HotExchange | None:
         """The exchange of a request that came as `data`, and not yet completed; None where the head isn't this one."""

@@ -4,7 +4,7 @@ Any other request goes on to uvicorn and the ASGI app. One queue per connection 
 answers leave in that order; a cold one starts only at the queue's head. The rules of a connection:
 
 - reading pauses while too many answers are owed, the client doesn't read, or too many bytes are in flight over all connections;
-- a request whose head is the last one's to the byte isn't parsed again;
+- a request whose head is the last one's, but for its Content-Length, isn't parsed again;
 - the rest of a large body is received by an Intake in the connection's place, and rests between its pieces while others are served;
 - time-outs are judged by `tick`, called about once a second for every connection: no timer is armed per request;
 - while the server drains, the last answer owed says `connection: close`; the socket is then half-closed and what still comes is

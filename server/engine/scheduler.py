@@ -46,10 +46,6 @@ class Scheduler:
         self._timer: asyncio.TimerHandle | None = None
         self.share: Share | None = None  # of a device that other models run on, too
 
-    @property
-    def free_lanes(self) -> int:
-        return len(self._free)
-
     def arm(self) -> None:
         """Cut at the end of this turn, once however many asked for it; without a free lane the next release will."""
         if not self._armed and self._free:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import orjson
 from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from server.config import VERSION, Settings
 from server.controlplane import ControlPlane
+from server.edges.extensions.route import Allow, JSONResponse, allowing, json_object
 from server.edges.http_errors import body_of, headers_of, status_of
 from server.engine.engine import Engine
 from server.errors import InvalidRequest, NotFound, TidegateError
@@ -33,13 +33,6 @@ Request parameters: `timeout` (microseconds until the answer is worth nothing; 0
 `explain` (true puts the facts of the run into the answer's parameters), `binary_data_output`."""
 
 
-class JSONResponse(Response):
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return orjson.dumps(content)
-
-
 def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlPlane, ready: Callable[[], bool]) -> FastAPI:
     """The ASGI app. `ready` says whether the server takes requests (models loaded and not draining)."""
     app = FastAPI(
@@ -50,18 +43,13 @@ def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlP
         openapi_url=None,  # FastAPI's own routes for the document ask nobody
     )
 
-    def allow(request: Request, operation: Operation) -> None:
-        gate.check(gate.principal(request.headers.get("authorization")), operation)
-
+    allow = allowing(gate)
     _health(app, allow, ready)
     _server(app, allow, settings, control)
     _models(app, allow, router)
     _document(app, allow)
     _errors(app)
     return app
-
-
-Allow = Callable[[Request, Operation], None]
 
 
 def _health(app: FastAPI, allow: Allow, ready: Callable[[], bool]) -> None:
@@ -85,12 +73,8 @@ def _server(app: FastAPI, allow: Allow, settings: Settings, control: ControlPlan
     @app.post("/v2/repository/index", tags=["repository"], summary="What the repository holds, and how each version is")
     async def index(request: Request) -> Response:
         allow(request, Operation.REPOSITORY_INDEX)
-        body = await request.body()
-        try:
-            wish = orjson.loads(body) if body.strip() else {}
-        except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"the request body isn't JSON: {error}") from error
-        if not isinstance(wish, dict) or not isinstance(wish.get("ready", False), bool):
+        wish = await json_object(request)
+        if not isinstance(wish.get("ready", False), bool):
             raise InvalidRequest('expected {} or {"ready": true}')
         return JSONResponse([asdict(row) for row in control.index(wish.get("ready", False))])
 

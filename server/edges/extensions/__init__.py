@@ -1,0 +1,1 @@
+"""The cold extensions of the protocol over HTTP, one module a subject: each adds its routes to the app of rest. They decide nothing."""

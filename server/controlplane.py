@@ -35,7 +35,8 @@ from server.metrics.catalogue import LANE_RESTARTS, MODEL_LABELS
 from server.metrics.rate import Rate
 from server.metrics.recorder import Recorder
 from server.padding import NO_PADDING
-from server.repository.loader import Loadable, describe
+from server.repository.declare.said import Loadable
+from server.repository.loader import describe
 from server.repository.store import Entry, Store
 from server.router.table import ServedVersion, ServingTable, State
 
@@ -97,7 +98,8 @@ class ControlPlane:
     def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> tuple[Loadable, Opened]:
         loadable = describe(entry, version, self._settings)
         lanes, batching = loadable.config.lanes, loadable.config.batching
-        rows = loadable.config.warmup.rows or (1, 4, 16, batching.max_rows)
+        warmup = loadable.config.warmup
+        rows = () if warmup.skip else warmup.rows or (1, 4, 16, batching.max_rows)
         plan = LanePlan(
             kind=lanes.kind,
             count=lanes.count or self._settings.lanes.count,
@@ -106,6 +108,7 @@ class ControlPlane:
             trust_batch_axis=loadable.trust_batch_axis,
             memory_limit=lanes.memory_limit or 0,
             pin=lanes.pin,
+            run_limit=lanes.run_limit,
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 

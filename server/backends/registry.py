@@ -17,13 +17,22 @@ from server.errors import ModelDefect
 GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
 EMULATED = "emulated"
+PYTHON = "python"
 BUILT_IN: Mapping[str, str] = MappingProxyType(
-    {DEFAULT: "server.backends.ort:OnnxRuntimeBackend", EMULATED: "server.backends.emulated:EmulatedBackend"}
+    {
+        DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
+        EMULATED: "server.backends.emulated:EmulatedBackend",
+        PYTHON: "server.backends.python:PythonBackend",
+    }
 )
+ISOLATED = frozenset({PYTHON})
+"""Those that run a user's own code: in process lanes only."""
+_OURS = "it is part of tidegate: install tidegate again"
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
-        EMULATED: "it is part of tidegate: install tidegate again",
+        EMULATED: _OURS,
+        PYTHON: _OURS,
     }
 )
 

@@ -31,6 +31,7 @@ from server.repository.store import Entry
 from server.tensors import DTYPES, TensorSpec
 from server.validation import nearest
 
+__all__ = ["Loadable", "describe"]
 BARE_NAME = "model.onnx"
 BARE_OPTIMIZATION_LEVEL = 2
 PORTABLE_LEVEL = 2  # up to here the exporter writes plain ONNX, the same for every device

@@ -58,6 +58,23 @@ class DataPlane:
                 if self._recording is not None:
                     self._recording.arrived(event, request)
 
+    def step(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
+        """Run and account a request that the server itself makes for a step of an ensemble."""
+
+        def answered(response: InferResponse, final: bool) -> None:
+            if final:
+                self.done(request, response, 0.0)
+            on_response(response, final)
+
+        try:
+            engine = self._router.route(request.model, request.version).engine
+            request.priority = 0 if request.priority > engine.terms.priorities else request.priority
+            admit(request, engine.terms)
+            return engine.submit(request, answered)
+        except TidegateError as error:
+            answered(InferResponse(request.model, request.version, request.id, error=error), True)
+            return SETTLED
+
     def done(self, request: InferRequest, response: InferResponse, encode_seconds: float) -> None:
         """An answer is ready to leave: count it, and log it if it failed or was slow."""
         total = monotonic() - request.received

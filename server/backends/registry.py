@@ -18,6 +18,8 @@ GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
 EMULATED = "emulated"
 PYTHON = "python"
+ENSEMBLE = "ensemble"
+"""No backend: the platform of versions that other models run."""
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "server.backends.ort:OnnxRuntimeBackend",

@@ -12,7 +12,7 @@ from server.backends.base import VariantSpec
 from server.backends.registry import DEFAULT, EMULATED, PYTHON
 from server.config import Settings
 from server.errors import ModelDefect
-from server.repository.declare.fileless import emulated, python
+from server.repository.declare.fileless import emulated, ensemble, python
 from server.repository.declare.said import (
     Loadable,
     axes_said,
@@ -71,6 +71,8 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         return emulated(entry, version, config)
     if config.python is not None or config.backend == PYTHON:
         return python(entry, version, config, settings.lanes.device)
+    if config.ensemble is not None:
+        return ensemble(entry, version, config)
     device = config.lanes.device or settings.lanes.device
     manifest = read_manifest(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).exists() else None
     found = (

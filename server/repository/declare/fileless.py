@@ -1,4 +1,4 @@
-"""Versions without a model file: model.yaml declares their tensors. An emulated device, or a Python class."""
+"""Versions without a model file: model.yaml declares their tensors. An emulated device, a Python class, an ensemble."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.backends.base import VariantSpec
 from server.backends.latency_table import BUILT_IN
-from server.backends.registry import EMULATED, PYTHON
+from server.backends.registry import EMULATED, ENSEMBLE, PYTHON
 from server.documents import Document, read_yaml
 from server.errors import ModelDefect
 from server.repository.declare.said import Loadable, checked_file, declared_values, specs_said
@@ -79,6 +79,23 @@ def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Load
     alone = lanes.model_copy(update={"kind": "process", "count": lanes.count or 1, "threads": spec.threads})
     config = config.model_copy(update={"lanes": alone})
     return Loadable(config, spec, None, trust_batch_axis=True, padding=padding)
+
+
+def ensemble(entry: Entry, version: str, config: ModelConfig) -> Loadable:
+    """A version that is made of other models. Its tensors may be declared; what isn't is read from its parts. Raises ModelDefect."""
+    if config.backend not in (None, ENSEMBLE):
+        document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+        raise document.error(("backend",), f"is {config.backend!r}, but an ensemble is run by its parts: leave it out")
+    spec = VariantSpec(
+        model=entry.name,
+        version=version,
+        precision="",
+        backend=ENSEMBLE,
+        path=entry.path / CONFIG_NAME,
+        inputs=specs_said(entry, "inputs", config.inputs),
+        outputs=specs_said(entry, "outputs", config.outputs),
+    )
+    return Loadable(config, spec, None, trust_batch_axis=True)
 
 
 def _source(entry: Entry, version: str, document: Document, file: str) -> Path:

@@ -1,14 +1,37 @@
-"""The sections of model.yaml for models that are more than a file: Python classes."""
+"""The sections of model.yaml for models that are more than a file: Python classes, ensembles."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from server.repository.model_values import VERSION_PATTERN
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _version(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Step(_Section):
+    """One model's part in an ensemble."""
+
+    model: str = Field(min_length=1, max_length=255, description="The part's name.")
+    version: Annotated[
+        str, BeforeValidator(_version), WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": VERSION_PATTERN})
+    ] = Field(default="", pattern=f"^$|{VERSION_PATTERN}", description="Its version; default: the one that serves.")
+    inputs: dict[str, str] = Field(min_length=1, description="By the part's input: the tensor of the ensemble that it takes.")
+    outputs: dict[str, str] = Field(min_length=1, description="By the part's output: the tensor of the ensemble that it makes.")
+
+
+class Steps(_Section):
+    """An ensemble."""
+
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=64, description="Its parts, in any order.")
 
 
 class PythonCode(_Section):

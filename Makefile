@@ -51,7 +51,7 @@ protos: setup ## compile the .proto files into server/protocol/proto/descriptors
 	  model_config.proto oip.proto health.proto reflection.proto
 
 gpu-stubs: setup ## fetch TensorRT's and CUDA's Python bindings and write typings/ from them
-	@$(RUN) -m tests.conformance.stubs
+	@$(RUN) -m tests.nvidia.stubs
 
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation

@@ -1,7 +1,7 @@
 """The TensorRT library: imported when first asked for, and made to say what went wrong.
 
 Its methods answer None or False on failure and tell a logger why; ours keeps those words for the error message. Only what TensorRT 10.13
-to 11.4 have alike is used: tests/conformance checks each name and signature against the bindings of 10.16 and 11.4.
+to 11.4 have alike is used: tests/nvidia checks each name and signature against the bindings of 10.16 and 11.4.
 """
 
 from __future__ import annotations

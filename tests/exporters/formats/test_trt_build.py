@@ -19,8 +19,8 @@ from exporters.formats.trt_build import Built, Settings, build
 from exporters.plan import ExportError
 from server.repository.manifest import file_sha256
 from server.tensors import TensorSpec
-from tests.conformance import fake_tensorrt
-from tests.conformance.fake_gpu import FakeGpu
+from tests.nvidia import fake_tensorrt
+from tests.nvidia.fake_gpu import FakeGpu
 from tests.server.models import linear_model, value, write_model
 
 INPUTS = (TensorSpec("x", "FP32", (-1, 8), 0),)

@@ -25,8 +25,8 @@ from server.backends.registry import backend_named
 from server.backends.trt.backend import TensorRtBackend
 from server.errors import BackendFailure, DeviceLost, InvalidRequest, ModelDefect
 from server.tensors import TensorSpec
-from tests.conformance import fake_tensorrt
-from tests.conformance.fake_gpu import FakeGpu
+from tests.nvidia import fake_tensorrt
+from tests.nvidia.fake_gpu import FakeGpu
 from tests.server.models import linear_model, value, write_model
 
 INPUTS = (TensorSpec("x", "FP32", (-1, 8), 0),)

@@ -20,7 +20,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from tests.conformance.fake_gpu import FakeGpu
+from tests.nvidia.fake_gpu import FakeGpu
 
 VERSION = "10.16.1.11"
 

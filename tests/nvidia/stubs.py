@@ -64,7 +64,7 @@ class Release:
 
 RELEASES = (
     Release("10.16.1.11", ROOT / "typings" / "tensorrt" / "__init__.pyi"),
-    Release("11.4.0.106", ROOT / "tests" / "conformance" / "tensorrt_11" / "tensorrt" / "__init__.pyi"),
+    Release("11.4.0.106", ROOT / "tests" / "nvidia" / "tensorrt_11" / "tensorrt" / "__init__.pyi"),
 )
 CUDA_TARGET = ROOT / "typings" / "cuda" / "bindings" / "runtime.pyi"
 
@@ -188,7 +188,7 @@ def _empty_libraries(folder: Path, major: str) -> Path:
 def cuda_stub() -> str:
     """The stub of the CUDA runtime's bindings, from their docstrings."""
     folder = fetched(f"cuda-bindings=={CUDA}", "cuda-pathfinder")
-    program = f"import tests.conformance.stubs as stubs; print(stubs.described({FUNCTIONS!r}, {ENUMS!r}, {CONSTANTS!r}), end='')"
+    program = f"import tests.nvidia.stubs as stubs; print(stubs.described({FUNCTIONS!r}, {ENUMS!r}, {CONSTANTS!r}), end='')"
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
     return done.stdout

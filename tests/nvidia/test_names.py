@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.stubs import CUDA_TARGET, RELEASES, ROOT, Release
+from tests.nvidia.stubs import CUDA_TARGET, RELEASES, ROOT, Release
 
 USERS = tuple(
     path

@@ -16,8 +16,8 @@ from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
 from server.recording import Recording
+from server.protocol.binary_codec import Takes
 from server.router.router import Router
-from server.tensors import Takes
 
 
 class Settled:

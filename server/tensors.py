@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -100,11 +100,3 @@ class TensorSpec:
     @property
     def dtype(self) -> DType:
         return DTYPES[self.datatype]
-
-
-class Takes(NamedTuple):
-    """What a model takes: the version that would answer, its inputs, and whether their batch axis counts rows."""
-
-    version: str
-    inputs: Sequence[TensorSpec]
-    batched: bool

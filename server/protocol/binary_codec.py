@@ -7,7 +7,7 @@ the body for each input. A leading `"id"` is cut out first, since clients that n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from struct import Struct
 from typing import NamedTuple, TypeAlias
@@ -19,7 +19,7 @@ from server.messages import InferRequest, Layout, RequestedOutput, Scalar
 from server.protocol.head import Body, Input, Layouts, parse_head
 from server.protocol.json_codec import MAX_STRINGS, byte_size_mismatch, inline_tensor, too_many_strings
 from server.protocol.reply import Reply
-from server.tensors import DType, Takes, Tensor
+from server.tensors import DType, Tensor, TensorSpec
 
 MAX_HEAD = 4096
 MAX_ENTRIES = 1024
@@ -30,6 +30,14 @@ _ID = re.compile(rb'\{"id":"([ !#-\[\]-~]*)(?=")')  # printable ASCII without qu
 _LENGTH = Struct("<I")
 _BOOL = np.dtype(np.bool_)
 _UINT8 = np.dtype(np.uint8)
+
+
+class Takes(NamedTuple):
+    """What a model takes: the version that would answer, its inputs, and whether their batch axis counts rows."""
+
+    version: str
+    inputs: Sequence[TensorSpec]
+    batched: bool
 
 
 OfModel: TypeAlias = Callable[[str, str], Takes]

@@ -15,8 +15,8 @@ from server.explain import explained
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
-from server.recording import Recording
 from server.protocol.binary_codec import Takes
+from server.recording import Recording
 from server.router.router import Router
 
 

@@ -16,6 +16,7 @@ from server.errors import ModelDefect
 
 GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
+TENSORRT = "trt"
 EMULATED = "emulated"
 PYTHON = "python"
 ENSEMBLE = "ensemble"
@@ -23,6 +24,7 @@ ENSEMBLE = "ensemble"
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
+        TENSORRT: "server.backends.trt.backend:TensorRtBackend",
         EMULATED: "server.backends.emulated:EmulatedBackend",
         PYTHON: "server.backends.python:PythonBackend",
     }
@@ -33,6 +35,7 @@ _OURS = "it is part of tidegate: install tidegate again"
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
+        TENSORRT: _OURS,
         EMULATED: _OURS,
         PYTHON: _OURS,
     }

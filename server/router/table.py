@@ -44,7 +44,8 @@ class Front(Protocol):
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
     `front` takes the requests in the engine's place where there's one.
-    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it."""
+    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
+    is the file that runs, on `device`."""
 
     model: str
     version: str
@@ -56,6 +57,8 @@ class ServedVersion:
     lanes: str = ""
     config: ModelConfig = field(default_factory=ModelConfig)
     unpadded: str = ""
+    filename: str = ""
+    device: str = "cpu"
     front: Front | None = None
 
     @property

@@ -206,8 +206,10 @@ class Engine:
                 error = failure
         self._running -= 1
         if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
-            self._scheduler.release(lane, self._successor(lane))
-        self._scheduler.over(facts.finished - facts.started)
+            heir = lane.successor()
+            self._scheduler.release(lane, lane if heir is None else self._succeeded(lane, heir))
+        if self._scheduler.share is not None:
+            self._scheduler.over(facts.finished - facts.started)
         self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
@@ -221,10 +223,7 @@ class Engine:
         self._reserve += (RESERVE_RISES if behind > 0 else RESERVE_FALLS) * behind
         self._reserve = min(self._reserve, self._most_reserved)
 
-    def _successor(self, lane: Lane) -> Lane:
-        heir = lane.successor()
-        if heir is None:
-            return lane
+    def _succeeded(self, lane: Lane, heir: Lane) -> Lane:
         self.lanes[self.lanes.index(lane)] = heir
         return heir
 

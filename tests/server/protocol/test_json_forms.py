@@ -102,7 +102,9 @@ _members = st.lists(
 )
 
 
-@given(st.lists(st.tuples(_members, st.sampled_from(["", '"id":"7",', '"id":"é",', '"id":"7","id":"8",']), _values), min_size=1, max_size=4))
+@given(
+    st.lists(st.tuples(_members, st.sampled_from(["", '"id":"7",', '"id":"é",', '"id":"7","id":"8",']), _values), min_size=1, max_size=4)
+)
 def test_any_requests_mean_the_same_with_forms_as_without(kinds: list[tuple[list[str], str, str]]) -> None:
     usual = ['"name":"X"', '"shape":[1,2]', '"datatype":"FP32"']
     decoder = JsonDecoder(Layouts())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.errors import InvalidRequest, TidegateError
 from server.protocol import json_codec, json_forms
-from server.protocol.head import Layouts
+from server.protocol.head import Head, Layouts, parse_head
 from server.protocol.json_forms import JsonDecoder
 
 
@@ -36,8 +36,12 @@ def request(data: str = "[1,2]", *, name: str = "X", lead: str = "", more: str =
 
 def test_a_form_is_learned_at_the_second_coming_and_used_from_the_third(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[Any] = []
-    whole = json_forms.parse_head
-    monkeypatch.setattr(json_forms, "parse_head", lambda text: parsed.append(text) or whole(text))
+
+    def counted(text: bytes) -> Head:
+        parsed.append(text)
+        return parse_head(text)
+
+    monkeypatch.setattr(json_forms, "parse_head", counted)
     decoder = JsonDecoder(Layouts())
     layouts = []
     for number in range(5):

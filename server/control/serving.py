@@ -57,6 +57,8 @@ class Serving:
             lanes=opened.why,
             config=config,
             unpadded=unpadded,
+            filename=spec.path.name,
+            device=spec.device,
         )
         served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why))))
         self._gauges(served, engine)

@@ -19,6 +19,7 @@ from server.protocol.proto.messages import INFERENCE, Message, methods_of, parse
 from server.protocol.proto_codec import addressee
 from server.router.router import Router
 from server.tensors import TensorSpec
+from server.triton import triton_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,10 @@ def _tensor(spec: TensorSpec) -> Fields:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
 
 
+def _model_config(servicer: Servicer, request: Message) -> Fields:
+    return {"config": triton_config(servicer.router.entry(*addressee(request.name, request.version, "name", "version")))}
+
+
 def _repository_index(servicer: Servicer, request: Message) -> Fields:
     if request.repository_name:
         raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
@@ -108,7 +113,7 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ModelReady": (Operation.MODEL_READY, _model_ready),
     "ServerMetadata": (Operation.METADATA, _server_metadata),
     "ModelMetadata": (Operation.MODEL_METADATA, _model_metadata),
-    "ModelConfig": (Operation.MODEL_CONFIG, None),
+    "ModelConfig": (Operation.MODEL_CONFIG, _model_config),
     "ModelStatistics": (Operation.MODEL_STATISTICS, None),
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
     "RepositoryModelLoad": (Operation.MODEL_LOAD, None),

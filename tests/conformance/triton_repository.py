@@ -44,7 +44,7 @@ dynamic_batching { }
 def write_simple(repository: Path) -> Path:
     """`simple`: OUTPUT0 = INPUT0 + INPUT1 and OUTPUT1 = INPUT0 - INPUT1, INT32 [N,16]. Returns `repository`."""
     nodes = [helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]), helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"])]
-    ends = [[value(f"{kind}{number}", ["N", 16], "INT32") for number in (0, 1)] for kind in ("INPUT", "OUTPUT")]
-    write_model(repository / "simple" / "1" / "model.onnx", nodes, *ends)
+    inputs, outputs = ([value(f"{kind}{number}", ["N", 16], "INT32") for number in (0, 1)] for kind in ("INPUT", "OUTPUT"))
+    write_model(repository / "simple" / "1" / "model.onnx", nodes, inputs, outputs)
     (repository / "simple" / "config.pbtxt").write_text(CONFIG)
     return repository

@@ -30,7 +30,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "sequence", "decoupled", "cache", "recording", "signature"),
+        (): ("routing", "sequence", "cache", "recording", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
     }
 )
@@ -62,8 +62,8 @@ class Batching(_Section):
     pad_values: dict[str, PadValue] = Field(default={}, description="By input: what its padding is filled with; default 0.")
     length_buckets: Buckets = Field(
         default="auto",
-        description="Where to look for neighbours in length: auto or geometric (by √2), or upper bounds such as [16, 32, 64]. Which of them "
-        "share a run is decided by what runs were seen to cost.",
+        description="Where to look for neighbours in length: auto or geometric (by √2), or upper bounds such as [16, 32, 64]. Which of "
+        "them share a run is decided by what runs were seen to cost.",
     )
 
     @model_validator(mode="after")
@@ -193,6 +193,7 @@ class ModelConfig(_Section):
     warmup: Warmup = Warmup()
     emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
     python: PythonCode | None = Field(default=None, description="With `backend: python`: a class of one's own in place of a model.")
+    decoupled: bool = Field(default=False, description="With `backend: python`: any number of answers to a request, over streams only.")
     ensemble: Steps | None = Field(default=None, description="In place of a model: others, which hand their tensors on to each other.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")

@@ -1,28 +1,37 @@
 """Loads and unloads model versions and says what is there.
 
-Loads run one at a time in a thread of their own; serving goes on beside them.
+Loads run one at a time in a thread of their own; serving goes on beside them. A version that is loaded again is opened beside the one
+that serves and takes its place at once; then the old one answers what it took and is closed. One that can't be loaded changes nothing
+but the index, which says why. Who asks for loads is `model_control`: nobody (none), the files (poll) or clients (explicit).
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
+from weakref import WeakValueDictionary
 
 from server.config import Settings
+from server.control.loading import Loader
 from server.control.serving import Serving
-from server.errors import ModelDefect
+from server.engine.engine import Engine
+from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
 from server.explain import capacity_of
-from server.lanes.opening import LanePlan, Opened, open_lanes
 from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
-from server.repository.loader import Loadable, describe
-from server.repository.store import Entry, Store
+from server.repository.marks import Mark, Watcher, mark_of
+from server.repository.store import Entry, Listing, Store
 from server.router.table import ServedVersion, ServingTable, State
+
+EVERY_MODEL = "*"
+NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,57 +51,194 @@ class ControlPlane:
         self._table = table
         self._recorder = recorder
         self._journal = journal
-        # Process lanes' children end with the thread that started them: this one lives as long as the lanes.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._loader = Loader(settings)
         self._root = _paths_below(settings.repository)
         self._serving = Serving(table, recorder, journal)
+        self._marks: dict[tuple[str, str], Mark] = {}  # of what was loaded last
+        self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._work: set[asyncio.Task[None]] = set()
         self.loaded = False
 
     async def load_all(self) -> None:
-        """Load every version that the repository offers. A model that can't be served is listed with its reason; the others serve."""
-        loop = asyncio.get_running_loop()
-        listing = await loop.run_in_executor(self._loader, self._store.scan)
-        for problem in listing.problems:
-            self._unavailable(problem.name, problem.version, problem.reason)
+        """Load what `model_control` says. A model that can't be served is listed with its reason; the others serve."""
+        watcher = Watcher(await self._loader.run(self._store.marks)) if self._settings.model_control == "poll" else None
+        listing = await self._loader.run(self._store.scan)
+        names = sorted({entry.name for entry in listing.entries} | {problem.name for problem in listing.problems})
+        self._wanted.update(self._wanted_of(names))
+        for name in self._wanted.difference(names):
+            self._unavailable(name, "", f"no such model: expected the folder {self._settings.repository / name}")
         for entry in listing.entries:
             for version in entry.versions:
-                self._table.put(ServedVersion(entry.name, version, State.LOADING))
-        for entry in listing.entries:
-            for version in entry.versions:
-                await self._load(entry, version)
+                self._list(entry.name, version, entry.name in self._wanted)
+        for name in names:
+            if name in self._wanted:
+                async with self._lock(name):
+                    await self._apply(name, listing.of(name))
         self.loaded = True
+        if watcher is not None:
+            self._start(self._poll(watcher))
 
-    async def _load(self, entry: Entry, version: str) -> None:
-        loop = asyncio.get_running_loop()
+    async def _poll(self, watcher: Watcher) -> None:
+        """Follow what changes in the repository, once it has come to rest."""
+        while True:
+            await asyncio.sleep(self._settings.model_control_poll)
+            try:
+                marks = await self._loader.run(self._store.marks)
+            except ConfigError as error:  # what serves goes on; the folder may come back
+                self._journal.lifecycle("repository_not_readable", level="warning", reason=str(error))
+                continue
+            for name in watcher.changed(marks):
+                await self._follow(name)
+
+    async def _follow(self, name: str) -> None:
+        async with self._lock(name):
+            listing = await self._loader.run(self._store.find, name)
+            if listing.entries or listing.problems:
+                self._wanted.add(name)
+                await self._apply(name, listing)
+                return
+            self._wanted.discard(name)
+            for served in self._table.versions(name):
+                await self._take_down(served, forget=True)
+
+    def _wanted_of(self, names: list[str]) -> list[str]:
+        wish = self._settings.load_model
+        return names if self._settings.model_control != "explicit" or EVERY_MODEL in wish else list(wish)
+
+    def _list(self, name: str, version: str, wanted: bool) -> None:
+        state, reason = (State.LOADING, "") if wanted else (State.UNAVAILABLE, NOT_LOADED)
+        self._table.put(ServedVersion(name, version, state, reason))
+
+    async def load(self, name: str) -> None:
+        """Load a model as its files are now, or load it again where they changed, and return once it serves.
+
+        Raises Unavailable where clients don't control models, NotFound for a model that isn't there, and ModelDefect where a version
+        can't be served; what served before goes on then.
+        """
+        self._refuse_unless_explicit()
+        await self._to_its_end(self._load_model(name))
+
+    async def unload(self, name: str) -> None:
+        """Answer what the model took, refuse what comes, and give back what it held. Raises Unavailable where clients don't control
+        models, NotFound for one that isn't there."""
+        self._refuse_unless_explicit()
+        await self._to_its_end(self._unload_model(name))
+
+    def _refuse_unless_explicit(self) -> None:
+        if self._settings.model_control != "explicit":
+            raise Unavailable(
+                "explicit model load / unload is not allowed if polling is enabled: "
+                f"this server runs with model_control {self._settings.model_control}, it takes explicit"
+            )
+
+    async def _load_model(self, name: str) -> None:
+        async with self._lock(name):
+            listing = await self._loader.run(self._store.find, name)
+            if not listing.entries and not listing.problems:
+                raise NotFound(f"failed to load '{name[:255]}', failed to poll from model repository: there is no such model")
+            self._wanted.add(name)
+            faults = await self._apply(name, listing)
+        if faults:
+            told = "; ".join(f"version {version or 'any'} is at UNAVAILABLE state: {reason}" for version, reason in faults.items())
+            raise ModelDefect(f"failed to load '{name}', {told}")
+
+    async def _unload_model(self, name: str) -> None:
+        async with self._lock(name):
+            if not self._table.versions(name):
+                raise NotFound(f"failed to unload '{name[:255]}': there is no such model")
+            self._wanted.discard(name)
+            for served in self._table.versions(name):
+                await self._take_down(served)
+
+    async def _apply(self, name: str, listing: Listing) -> dict[str, str]:
+        """Serve what the repository offers of one model, then take down what it no longer does; version → reason of what can't be served.
+        What is no longer offered goes on until something else serves."""
+        faults = {problem.version: self._fault(name, problem.version, problem.reason) for problem in listing.problems}
+        offered = [(entry, version) for entry in listing.entries for version in entry.versions]
+        for entry, version in offered:
+            if reason := await self._load(entry, version):
+                faults[version] = reason
+        if not faults or any(self._serves(name, version) for _, version in offered):
+            kept = {version for _, version in offered} | faults.keys()
+            for served in self._table.versions(name):
+                if served.version not in kept:
+                    await self._take_down(served, forget=True)
+        return faults
+
+    def _serves(self, name: str, version: str) -> bool:
+        served = self._table.version(name, version)
+        return served is not None and served.engine is not None
+
+    async def _load(self, entry: Entry, version: str) -> str:
+        """Why a version can't be served as its files are now, "" once it is."""
+        mark = await self._loader.run(mark_of, entry.path, version)
+        old = self._table.version(entry.name, version)
+        if old is not None and old.engine is not None and self._marks.get((entry.name, version)) == mark:
+            old.reason = old.note
+            return ""
+        if old is None or old.engine is None:
+            self._list(entry.name, version, wanted=True)
         try:
-            loadable, opened = await loop.run_in_executor(self._loader, self._open, entry, version, loop)
+            loadable, opened = await self._loader.open(entry, version)
         except ModelDefect as error:
-            self._unavailable(entry.name, version, str(error))
-            return
+            return self._fault(entry.name, version, str(error))
         unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
-        served = self._serving.serve(loadable, opened, unpadded)
+        gone = old.engine if old is not None else None
+        if gone is not None and gone.key.precision != loadable.spec.precision:
+            self._recorder.close(gone.key)  # its labels end with it
+        self._marks[entry.name, version] = mark
+        self._announce(self._serving.serve(loadable, opened, unpadded))
+        if gone is not None:
+            await self._close(gone)
+        return ""
+
+    def _announce(self, served: ServedVersion) -> None:
         self._table.put(served)
-        self._recorder.ring.routing((monotonic(), entry.name, version, "ready"))
+        self._recorder.ring.routing((monotonic(), served.model, served.version, "ready"))
         if not capacity_of(served).feasible:
-            self._journal.lifecycle("objective_not_feasible", level="warning", model=entry.name, version=version, reason=served.reason)
+            self._journal.lifecycle(
+                "objective_not_feasible", level="warning", model=served.model, version=served.version, reason=served.reason
+            )
         self._journal.lifecycle(
-            "model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason
+            "model_ready", model=served.model, version=served.version, platform=served.platform, lanes=served.lanes, note=served.reason
         )
 
-    def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> tuple[Loadable, Opened]:
-        loadable = describe(entry, version, self._settings)
-        lanes, batching = loadable.config.lanes, loadable.config.batching
-        rows = loadable.config.warmup.rows or (1, 4, 16, batching.max_rows)
-        plan = LanePlan(
-            kind=lanes.kind,
-            count=lanes.count or self._settings.lanes.count,
-            threads=lanes.threads or self._settings.lanes.threads,
-            rows=tuple(sorted({row for row in rows if row <= batching.max_rows})),
-            trust_batch_axis=loadable.trust_batch_axis,
-            memory_limit=lanes.memory_limit or 0,
-            pin=lanes.pin,
+    async def _take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
+        """Stop serving a version in order; `forget` takes it out of the index too."""
+        engine = served.engine
+        if engine is not None:
+            served.engine, served.leaving, served.state, served.reason = None, engine, State.UNLOADING, ""
+            self._table.put(served)
+            await self._close(engine)
+            self._recorder.close(engine.key)
+            self._recorder.ring.routing((monotonic(), served.model, served.version, UNLOADED))
+            self._journal.lifecycle("model_unloaded", model=served.model, version=served.version)
+        self._marks.pop((served.model, served.version), None)
+        if forget or not served.version:
+            self._table.remove(served.model, served.version)
+        else:
+            self._table.put(ServedVersion(served.model, served.version, State.UNAVAILABLE, UNLOADED))
+
+    async def _close(self, engine: Engine) -> None:
+        """Let an engine that gets no more requests answer those that it has, within `drain_timeout`, and give its lanes back."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(engine.drain(), self._settings.drain_timeout)
+        engine.abandon()
+        await self._loader.run(engine.close)
+
+    def _fault(self, name: str, version: str, reason: str) -> str:
+        """Note why a version can't be served as its files are now; the reason as everyone may read it."""
+        told = self._root.sub("", reason)
+        served = self._table.version(name, version)
+        if served is None or served.engine is None:
+            self._unavailable(name, version, reason)
+            return told
+        served.reason = "; ".join(
+            filter(None, (served.note, f"what was loaded before still serves, as its files can't be served now: {told}"))
         )
-        return loadable, open_lanes(loadable.spec, plan, loop)
+        self._journal.lifecycle("model_not_reloaded", level="warning", model=name, version=version, reason=reason)
+        return told
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
         # Anyone may read the index, and only the operator needs to know where the repository lies.
@@ -100,33 +246,64 @@ class ControlPlane:
         self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
 
+    async def look(self) -> None:
+        """Bring models into the index that came into the repository since the last look, and take out those that never were loaded and
+        are gone. Only where clients load models: else the index shows what was or will be loaded."""
+        if self._settings.model_control != "explicit" or not self.loaded:
+            return
+        listing = await asyncio.to_thread(self._store.scan)
+        there = {(entry.name, version) for entry in listing.entries for version in entry.versions}
+        for served in list(self._table):
+            if served.engine is None and served.reason in (NOT_LOADED, UNLOADED) and (served.model, served.version) not in there:
+                self._table.remove(served.model, served.version)
+        for name, version in there:
+            if not self._table.versions(name):
+                self._list(name, version, wanted=False)
+
     def index(self, only_ready: bool = False) -> list[IndexRow]:
         """What the repository holds and how each version is."""
         rows = (IndexRow(entry.model, entry.version, entry.state, entry.reason) for entry in self._table)
         return [row for row in rows if not only_ready or row.state == State.READY]
 
     def ready(self) -> bool:
-        """Whether the server may be sent requests, as `ready_when` has it: all models, any, or those named."""
+        """Whether the server may be sent requests, as `ready_when` has it: all models that were to be loaded, any, or those named."""
         if not self.loaded:
             return False
         rule = self._settings.ready_when
         if rule == "any":
-            return any(self._table.default(name) for name in self._table.names()) or not self._table.names()
-        names = self._table.names() if rule == "all" else list(rule)
-        return all(self._table.default(name) is not None for name in names)
+            return any(self._table.default(name) for name in self._table.names()) or not self._wanted
+        return all(self._table.default(name) is not None for name in (self._wanted if rule == "all" else rule))
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """Held while a model is changed, so that two who ask at once have it done one after the other."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for `work`, which goes on where whoever asked goes away."""
+        await asyncio.shield(self._start(work))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
 
     async def drain(self) -> None:
         """Wait until every engine has answered all that it took."""
         await asyncio.gather(*(entry.engine.drain() for entry in self._table if entry.engine is not None))
 
     async def close(self) -> None:
-        """Give every lane back."""
-        loop = asyncio.get_running_loop()
+        """End loads that are under way and give every lane back."""
+        work = list(self._work)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         for entry in self._table:
-            if entry.engine is not None:
-                entry.engine.abandon()
-                await loop.run_in_executor(self._loader, entry.engine.close)
-                entry.engine = None
+            engine = entry.engine or entry.leaving
+            if engine is not None:
+                engine.abandon()
+                await self._loader.run(engine.close)
+                entry.engine = entry.leaving = None
         self._loader.shutdown()
 
 

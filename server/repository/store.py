@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import ConfigError, ModelDefect
+from server.repository.marks import Mark, mark_of
 from server.repository.model_config import CONFIG_NAME, read_model_config
 from server.repository.model_values import VERSION_PATTERN
 
@@ -47,6 +48,11 @@ class Listing:
     entries: tuple[Entry, ...]
     problems: tuple[Problem, ...]
 
+    def of(self, name: str) -> Listing:
+        """What there is of one model."""
+        entries = (entry for entry in self.entries if entry.name == name)
+        return Listing(tuple(entries), tuple(problem for problem in self.problems if problem.name == name))
+
 
 class Store:
     """A repository folder. Nothing is kept between two looks."""
@@ -57,9 +63,20 @@ class Store:
 
     def scan(self) -> Listing:
         """All that is there now. Raises ConfigError where the folder itself isn't readable."""
+        return self._listing(self._folders())
+
+    def find(self, name: str) -> Listing:
+        """One model as it is now; an empty listing where there's none of this name. Raises ConfigError as `scan` does."""
+        return self._listing([folder for folder in self._folders() if folder.name == name])
+
+    def marks(self) -> dict[str, Mark]:
+        """How each model's folder looks from outside. Raises ConfigError as `scan` does."""
+        return {folder.name: mark_of(folder) for folder in self._folders()}
+
+    def _listing(self, folders: list[Path]) -> Listing:
         entries: list[Entry] = []
         problems: list[Problem] = []
-        for folder in self._folders():
+        for folder in folders:
             try:
                 entry, found = self._entry(folder)
             except OSError as error:

@@ -32,7 +32,8 @@ class Router:
     def figures(self, model: str, version: str) -> Figures | None:
         """Where a request of this model and version is counted, None where it never reached a version."""
         entry = self._table.version(model, version) if version else self._table.default(model)
-        return entry.engine.figures if entry is not None and entry.engine is not None else None
+        engine = (entry.engine or entry.leaving) if entry is not None else None
+        return engine.figures if engine is not None else None
 
     def entry(self, model: str, version: str) -> ServedVersion:
         """The ready version that metadata is asked of. Raises as `route` does."""

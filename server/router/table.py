@@ -24,7 +24,8 @@ class State(StrEnum):
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
-    is the file that runs, on `device`."""
+    is the file that runs, on `device`. `note` is what `reason` says while all is well, `leaving` the engine that answers the last requests
+    while UNLOADING."""
 
     model: str
     version: str
@@ -37,6 +38,8 @@ class ServedVersion:
     config: ModelConfig = field(default_factory=ModelConfig)
     unpadded: str = ""
     filename: str = ""
+    note: str = ""
+    leaving: Engine | None = None
     device: str = "cpu"
 
 

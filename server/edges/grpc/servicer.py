@@ -100,11 +100,28 @@ def _model_config(servicer: Servicer, request: Message) -> Fields:
     return {"config": triton_config(servicer.router.entry(*addressee(request.name, request.version, "name", "version")))}
 
 
-def _repository_index(servicer: Servicer, request: Message) -> Fields:
-    if request.repository_name:
-        raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
+async def _repository_index(servicer: Servicer, request: Message) -> Fields:
+    _only_repository(request)
+    await servicer.control.look()
     rows = servicer.control.index(request.ready)
     return {"models": [{"name": row.name, "version": row.version, "state": str(row.state), "reason": row.reason} for row in rows]}
+
+
+def _only_repository(request: Message) -> None:
+    if request.repository_name:
+        raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
+
+
+async def _load(servicer: Servicer, request: Message) -> Fields:
+    _only_repository(request)
+    await servicer.control.load(request.model_name)
+    return {}
+
+
+async def _unload(servicer: Servicer, request: Message) -> Fields:
+    _only_repository(request)
+    await servicer.control.unload(request.model_name)
+    return {}
 
 
 _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
@@ -116,8 +133,8 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ModelConfig": (Operation.MODEL_CONFIG, _model_config),
     "ModelStatistics": (Operation.MODEL_STATISTICS, None),
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
-    "RepositoryModelLoad": (Operation.MODEL_LOAD, None),
-    "RepositoryModelUnload": (Operation.MODEL_UNLOAD, None),
+    "RepositoryModelLoad": (Operation.MODEL_LOAD, _load),
+    "RepositoryModelUnload": (Operation.MODEL_UNLOAD, _unload),
     "SystemSharedMemoryStatus": (Operation.SHARED_MEMORY, None),
     "SystemSharedMemoryRegister": (Operation.SHARED_MEMORY, None),
     "SystemSharedMemoryUnregister": (Operation.SHARED_MEMORY, None),

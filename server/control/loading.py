@@ -1,0 +1,64 @@
+"""The loader's thread: whatever blocks on a model's files or lanes runs there, one thing at a time.
+
+Process lanes' children end with the thread that started them: this one lives as long as the lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias, TypeVar
+
+from server.config import Settings
+from server.lanes.opening import LanePlan, Opened, open_lanes
+from server.repository.loader import Loadable, describe
+from server.repository.store import Entry
+
+T = TypeVar("T")
+Ready: TypeAlias = tuple[Loadable, Opened]
+
+
+class Loader:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What `work` returns or raises, in the loader's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def open(self, entry: Entry, version: str) -> Ready:
+        """Describe a version and open its lanes. Raises ModelDefect. Whoever no longer waits for that leaves nothing open."""
+        opening = self._thread.submit(self._open, entry, version, asyncio.get_running_loop())
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_discard)
+            raise
+
+    def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> Ready:
+        loadable = describe(entry, version, self._settings)
+        lanes, batching = loadable.config.lanes, loadable.config.batching
+        rows = loadable.config.warmup.rows or (1, 4, 16, batching.max_rows)
+        plan = LanePlan(
+            kind=lanes.kind,
+            count=lanes.count or self._settings.lanes.count,
+            threads=lanes.threads or self._settings.lanes.threads,
+            rows=tuple(sorted({row for row in rows if row <= batching.max_rows})),
+            trust_batch_axis=loadable.trust_batch_axis,
+            memory_limit=lanes.memory_limit or 0,
+            pin=lanes.pin,
+        )
+        return loadable, open_lanes(loadable.spec, plan, loop)
+
+    def shutdown(self) -> None:
+        """Wait for what runs, and end the thread."""
+        self._thread.shutdown()
+
+
+def _discard(opening: Future[Ready]) -> None:
+    """Close lanes that nobody waits for any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        for lane in opening.result()[1].lanes:
+            lane.close()

@@ -1,0 +1,49 @@
+"""The model repository extension: index, load and unload."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import FastAPI, Request, Response
+
+from server.controlplane import ControlPlane
+from server.edges.extensions.route import JSONResponse, allowing, json_object
+from server.errors import InvalidRequest, Unsupported
+from server.gate import Gate, Operation
+
+ONE_REPOSITORY = "'repository_name' isn't supported: this server has one repository; leave it out"
+
+
+def add_repository(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
+    """Add the routes to the app of build_rest, which turns errors into answers."""
+    allow = allowing(gate)
+
+    @app.post("/v2/repository/index", tags=["repository"], summary="What the repository holds, and how each version is")
+    async def index(request: Request) -> Response:
+        allow(request, Operation.REPOSITORY_INDEX)
+        wish = await json_object(request)
+        if not isinstance(wish.get("ready", False), bool):
+            raise InvalidRequest('expected {} or {"ready": true}')
+        await control.look()
+        return JSONResponse([asdict(row) for row in control.index(wish.get("ready", False))])
+
+    @app.post("/v2/repository/models/{model}/load", tags=["repository"], summary="Load a model, or load it again")
+    async def load(request: Request, model: str) -> Response:
+        allow(request, Operation.MODEL_LOAD)
+        await json_object(request)
+        await control.load(model)
+        return Response()
+
+    @app.post("/v2/repository/models/{model}/unload", tags=["repository"], summary="Unload a model")
+    async def unload(request: Request, model: str) -> Response:
+        allow(request, Operation.MODEL_UNLOAD)
+        await json_object(request)
+        await control.unload(model)
+        return Response()
+
+    @app.post("/v2/repository/{repository}/index", include_in_schema=False)
+    @app.post("/v2/repository/{repository}/models/{model}/load", include_in_schema=False)
+    @app.post("/v2/repository/{repository}/models/{model}/unload", include_in_schema=False)
+    async def elsewhere(request: Request, repository: str) -> Response:
+        allow(request, Operation.REPOSITORY_INDEX)
+        raise Unsupported(ONE_REPOSITORY)

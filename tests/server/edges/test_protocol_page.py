@@ -15,7 +15,7 @@ import pytest
 
 from server.app import App
 from server.edges.grpc.servicer import INFERENCES, METHODS
-from tests.server.models import two_inputs_model
+from tests.server.models import identity_model, place, two_inputs_model
 from tests.server.running import in_thread
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
@@ -28,6 +28,8 @@ PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTA
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     root = tmp_path_factory.mktemp("protocol-page")
     two_inputs_model(root / "sums" / "1" / "model.onnx")
+    animals = place(root, "animals", lambda path: identity_model(path, width=3), yaml="outputs: {y: {labels: names.txt}}\n")
+    (animals / "names.txt").write_text("cat\ndog\neel\n")
     with in_thread(root, grpc_port=0, model_control="explicit", load_model=["*"]) as app:
         yield app
 
@@ -56,9 +58,8 @@ def test_programs(served: App, program: str, printed: str) -> None:
 
 def test_the_endpoints(served: App) -> None:
     listed = set(re.findall(r"^\| (GET|POST) \| `([^`]+)`", PAGE, re.MULTILINE))
-    listed |= {
-        (method, path.replace("{model}", "{model}/versions/{version}")) for method, path in listed if path.startswith("/v2/models/{model}")
-    }
+    of_models = [(method, path) for method, path in listed if path.startswith("/v2/models/{model}")]
+    listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in of_models}
     paths = httpx.get(f"http://{served.addresses.http}/openapi.json").json()["paths"]
     assert listed == {(method.upper(), path) for path, methods in paths.items() for method in methods}
 

@@ -14,6 +14,7 @@ from server.config import Settings
 from server.lanes.opening import LanePlan, Opened, open_lanes
 from server.repository.loader import Loadable, describe
 from server.repository.store import Entry
+from server.timeslice import take_long_turns
 
 T = TypeVar("T")
 Ready: TypeAlias = tuple[Loadable, Opened]
@@ -22,7 +23,7 @@ Ready: TypeAlias = tuple[Loadable, Opened]
 class Loader:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=take_long_turns)
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """What `work` returns or raises, in the loader's thread."""

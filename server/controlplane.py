@@ -9,28 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
 from server.config import Settings
 from server.control.loading import Loader
+from server.control.overrides import Overrides, Wish
 from server.control.serving import Serving
+from server.control.uploads import PLACE
 from server.engine.engine import Engine
 from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
 from server.explain import capacity_of
 from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
+from server.repository.configs.reading import Values
 from server.repository.marks import Mark, Watcher, mark_of
 from server.repository.store import Entry, Listing, Store
 from server.router.table import ServedVersion, ServingTable, State
 
 EVERY_MODEL = "*"
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
 
@@ -54,7 +60,8 @@ class ControlPlane:
         self._loader = Loader(settings)
         self._root = _paths_below(settings.repository)
         self._serving = Serving(table, recorder, journal)
-        self._marks: dict[tuple[str, str], Mark] = {}  # of what was loaded last
+        self._overrides = Overrides(upload="upload" in settings.allow)
+        self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._work: set[asyncio.Task[None]] = set()
@@ -110,14 +117,15 @@ class ControlPlane:
         state, reason = (State.LOADING, "") if wanted else (State.UNAVAILABLE, NOT_LOADED)
         self._table.put(ServedVersion(name, version, state, reason))
 
-    async def load(self, name: str) -> None:
-        """Load a model as its files are now, or load it again where they changed, and return once it serves.
+    async def load(self, name: str, config: str | None = None, files: Mapping[str, bytes] = NO_FILES) -> None:
+        """Load a model as its files are now, or load it again where they changed, and return once it serves. `config` is a ModelConfig
+        as JSON that is laid over the model's own, `files` are its files in place of the repository's; both hold until it's unloaded.
 
-        Raises Unavailable where clients don't control models, NotFound for a model that isn't there, and ModelDefect where a version
-        can't be served; what served before goes on then.
+        Raises Unavailable where clients don't control models, Denied where they bring no files, NotFound for a model that isn't there,
+        InvalidRequest, and ModelDefect where a version can't be served; what served before goes on then.
         """
         self._refuse_unless_explicit()
-        await self._to_its_end(self._load_model(name))
+        await self._to_its_end(self._load_model(name, self._overrides.wish(config, files)))
 
     async def unload(self, name: str) -> None:
         """Answer what the model took, refuse what comes, and give back what it held. Raises Unavailable where clients don't control
@@ -132,13 +140,16 @@ class ControlPlane:
                 f"this server runs with model_control {self._settings.model_control}, it takes explicit"
             )
 
-    async def _load_model(self, name: str) -> None:
+    async def _load_model(self, name: str, wish: Wish) -> None:
         async with self._lock(name):
-            listing = await self._loader.run(self._store.find, name)
+            override = await self._loader.run(self._overrides.kept, name, wish)
+            store = Store(override.place) if override.place else self._store
+            listing = await self._loader.run(store.find, name, override.values)
             if not listing.entries and not listing.problems:
                 raise NotFound(f"failed to load '{name[:255]}', failed to poll from model repository: there is no such model")
             self._wanted.add(name)
             faults = await self._apply(name, listing)
+            await self._loader.run(partial(self._overrides.settle, name, override, serves=not faults))
         if faults:
             told = "; ".join(f"version {version or 'any'} is at UNAVAILABLE state: {reason}" for version, reason in faults.items())
             raise ModelDefect(f"failed to load '{name}', {told}")
@@ -150,12 +161,16 @@ class ControlPlane:
             self._wanted.discard(name)
             for served in self._table.versions(name):
                 await self._take_down(served)
+            await self._loader.run(self._overrides.forget, name)
 
     async def _apply(self, name: str, listing: Listing) -> dict[str, str]:
         """Serve what the repository offers of one model, then take down what it no longer does; version → reason of what can't be served.
         What is no longer offered goes on until something else serves."""
         faults = {problem.version: self._fault(name, problem.version, problem.reason) for problem in listing.problems}
         offered = [(entry, version) for entry in listing.entries for version in entry.versions]
+        for entry in listing.entries:
+            for warning in entry.warnings:
+                self._journal.lifecycle("configuration_passed_over", level="warning", model=name, reason=warning)
         for entry, version in offered:
             if reason := await self._load(entry, version):
                 faults[version] = reason
@@ -172,7 +187,7 @@ class ControlPlane:
 
     async def _load(self, entry: Entry, version: str) -> str:
         """Why a version can't be served as its files are now, "" once it is."""
-        mark = await self._loader.run(mark_of, entry.path, version)
+        mark = entry.over, await self._loader.run(mark_of, entry.path, version)
         old = self._table.version(entry.name, version)
         if old is not None and old.engine is not None and self._marks.get((entry.name, version)) == mark:
             old.reason = old.note
@@ -229,7 +244,7 @@ class ControlPlane:
 
     def _fault(self, name: str, version: str, reason: str) -> str:
         """Note why a version can't be served as its files are now; the reason as everyone may read it."""
-        told = self._root.sub("", reason)
+        told = self._told(reason)
         served = self._table.version(name, version)
         if served is None or served.engine is None:
             self._unavailable(name, version, reason)
@@ -241,10 +256,13 @@ class ControlPlane:
         return told
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
-        # Anyone may read the index, and only the operator needs to know where the repository lies.
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._root.sub("", reason)))
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._told(reason)))
         self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
+
+    def _told(self, reason: str) -> str:
+        """A reason as anyone may read it in the index: only the operator needs to know where the repository lies."""
+        return PLACE.sub("", self._root.sub("", reason))
 
     async def look(self) -> None:
         """Bring models into the index that came into the repository since the last look, and take out those that never were loaded and
@@ -304,6 +322,7 @@ class ControlPlane:
                 engine.abandon()
                 await self._loader.run(engine.close)
                 entry.engine = entry.leaving = None
+        await self._loader.run(self._overrides.close)
         self._loader.shutdown()
 
 

@@ -8,29 +8,34 @@ but the index, which says why. Who asks for loads is `model_control`: nobody (no
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
 from server.config import Settings
+from server.control.ensembles import Ensembles
 from server.control.loading import Loader
+from server.control.overrides import Overrides, Wish
 from server.control.serving import Serving
-from server.engine.engine import Engine
+from server.control.uploads import PLACE
+from server.ensemble import Start
 from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
 from server.explain import capacity_of
 from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
+from server.repository.configs.reading import Values
 from server.repository.marks import Mark, Watcher, mark_of
-from server.repository.store import Entry, Listing, Store
+from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
 
 EVERY_MODEL = "*"
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
 
@@ -45,16 +50,19 @@ class IndexRow:
 
 
 class ControlPlane:
-    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal) -> None:
+    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal, start: Start) -> None:
+        """`start` runs an ensemble's steps."""
         self._settings = settings
         self._store = store
         self._table = table
         self._recorder = recorder
         self._journal = journal
         self._loader = Loader(settings)
-        self._root = _paths_below(settings.repository)
+        self._root = paths_below(settings.repository)
         self._serving = Serving(table, recorder, journal)
-        self._marks: dict[tuple[str, str], Mark] = {}  # of what was loaded last
+        self._ensembles = Ensembles(table, recorder, journal, start)
+        self._overrides = Overrides(upload="upload" in settings.allow)
+        self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._work: set[asyncio.Task[None]] = set()
@@ -71,10 +79,13 @@ class ControlPlane:
         for entry in listing.entries:
             for version in entry.versions:
                 self._list(entry.name, version, entry.name in self._wanted)
-        for name in names:
-            if name in self._wanted:
-                async with self._lock(name):
-                    await self._apply(name, listing.of(name))
+        due = [name for name in names if name in self._wanted]
+        for name in due:  # which grows by an ensemble's parts
+            async with self._lock(name):
+                await self._apply(name, listing.of(name))
+            parts = [part for part in self._parts(name) if part in names and part not in self._wanted]
+            self._wanted.update(parts)
+            due += parts
         self.loaded = True
         if watcher is not None:
             self._start(self._poll(watcher))
@@ -110,20 +121,27 @@ class ControlPlane:
         state, reason = (State.LOADING, "") if wanted else (State.UNAVAILABLE, NOT_LOADED)
         self._table.put(ServedVersion(name, version, state, reason))
 
-    async def load(self, name: str) -> None:
-        """Load a model as its files are now, or load it again where they changed, and return once it serves.
+    async def load(self, name: str, config: str | None = None, files: Mapping[str, bytes] = NO_FILES) -> None:
+        """Load a model as its files are now, or load it again where they changed, and return once it serves. `config` is a ModelConfig
+        as JSON that is laid over the model's own, `files` are its files in place of the repository's; both hold until it's unloaded.
 
-        Raises Unavailable where clients don't control models, NotFound for a model that isn't there, and ModelDefect where a version
-        can't be served; what served before goes on then.
+        Raises Unavailable where clients don't control models, Denied where they bring no files, NotFound for a model that isn't there,
+        InvalidRequest, and ModelDefect where a version can't be served; what served before goes on then.
         """
         self._refuse_unless_explicit()
-        await self._to_its_end(self._load_model(name))
+        await self._to_its_end(self._load_model(name, self._overrides.wish(config, files)))
 
-    async def unload(self, name: str) -> None:
-        """Answer what the model took, refuse what comes, and give back what it held. Raises Unavailable where clients don't control
-        models, NotFound for one that isn't there."""
+    async def unload(self, name: str, dependents: bool = False) -> None:
+        """Answer what the model took, refuse what comes, and give back what it held; with `dependents` the parts of an ensemble's too.
+
+        Raises Unavailable where clients don't control models, NotFound for one that isn't there.
+        """
         self._refuse_unless_explicit()
+        parts = self._parts(name) if dependents else []
         await self._to_its_end(self._unload_model(name))
+        for part in parts:
+            if part in self._wanted:
+                await self._to_its_end(self._unload_model(part))
 
     def _refuse_unless_explicit(self) -> None:
         if self._settings.model_control != "explicit":
@@ -132,13 +150,22 @@ class ControlPlane:
                 f"this server runs with model_control {self._settings.model_control}, it takes explicit"
             )
 
-    async def _load_model(self, name: str) -> None:
+    async def _load_model(self, name: str, wish: Wish) -> None:
         async with self._lock(name):
-            listing = await self._loader.run(self._store.find, name)
+            override = await self._loader.run(self._overrides.kept, name, wish)
+            store = Store(override.place) if override.place else self._store
+            listing = await self._loader.run(store.find, name, override.values)
             if not listing.entries and not listing.problems:
                 raise NotFound(f"failed to load '{name[:255]}', failed to poll from model repository: there is no such model")
             self._wanted.add(name)
             faults = await self._apply(name, listing)
+            await self._loader.run(partial(self._overrides.settle, name, override, serves=not faults))
+        for part in self._parts(name):
+            if part not in self._wanted:
+                with suppress(NotFound, ModelDefect):  # the ensemble's own reason says what it waits for
+                    await self._load_model(part, Wish())
+        ensembles = [served for served in self._table.versions(name) if served.config.ensemble is not None]
+        faults |= {served.version: served.reason for served in ensembles if served.state is State.UNAVAILABLE}
         if faults:
             told = "; ".join(f"version {version or 'any'} is at UNAVAILABLE state: {reason}" for version, reason in faults.items())
             raise ModelDefect(f"failed to load '{name}', {told}")
@@ -150,12 +177,21 @@ class ControlPlane:
             self._wanted.discard(name)
             for served in self._table.versions(name):
                 await self._take_down(served)
+            await self._loader.run(self._overrides.forget, name)
+
+    def _parts(self, name: str) -> list[str]:
+        """The models that an ensemble is made of, none of another model's."""
+        ensembles = (served.config.ensemble for served in self._table.versions(name))
+        return sorted({step.model for ensemble in ensembles if ensemble is not None for step in ensemble.steps})
 
     async def _apply(self, name: str, listing: Listing) -> dict[str, str]:
         """Serve what the repository offers of one model, then take down what it no longer does; version → reason of what can't be served.
         What is no longer offered goes on until something else serves."""
         faults = {problem.version: self._fault(name, problem.version, problem.reason) for problem in listing.problems}
         offered = [(entry, version) for entry in listing.entries for version in entry.versions]
+        for entry in listing.entries:
+            for warning in entry.warnings:
+                self._journal.lifecycle("configuration_passed_over", level="warning", model=name, reason=warning)
         for entry, version in offered:
             if reason := await self._load(entry, version):
                 faults[version] = reason
@@ -168,29 +204,32 @@ class ControlPlane:
 
     def _serves(self, name: str, version: str) -> bool:
         served = self._table.version(name, version)
-        return served is not None and served.engine is not None
+        return served is not None and served.serving is not None
 
     async def _load(self, entry: Entry, version: str) -> str:
         """Why a version can't be served as its files are now, "" once it is."""
-        mark = await self._loader.run(mark_of, entry.path, version)
+        mark = entry.over, await self._loader.run(mark_of, entry.path, version)
         old = self._table.version(entry.name, version)
-        if old is not None and old.engine is not None and self._marks.get((entry.name, version)) == mark:
+        gone = old.serving if old is not None else None
+        if old is not None and gone is not None and self._marks.get((entry.name, version)) == mark:
             old.reason = old.note
             return ""
-        if old is None or old.engine is None:
+        if gone is None:
             self._list(entry.name, version, wanted=True)
         try:
             loadable, opened = await self._loader.open(entry, version)
         except ModelDefect as error:
             return self._fault(entry.name, version, str(error))
-        unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
-        gone = old.engine if old is not None else None
         if gone is not None and gone.key.precision != loadable.spec.precision:
             self._recorder.close(gone.key)  # its labels end with it
         self._marks[entry.name, version] = mark
-        self._announce(self._serving.serve(loadable, opened, unpadded))
-        if gone is not None:
-            await self._close(gone)
+        if opened is None:
+            self._ensembles.add(loadable)
+        else:
+            unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
+            self._announce(self._serving.serve(loadable, opened, unpadded))
+        if old is not None and gone is not None:
+            await self._loader.retire(old, self._settings.drain_timeout)
         return ""
 
     def _announce(self, served: ServedVersion) -> None:
@@ -206,12 +245,11 @@ class ControlPlane:
 
     async def _take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
         """Stop serving a version in order; `forget` takes it out of the index too."""
-        engine = served.engine
-        if engine is not None:
-            served.engine, served.leaving, served.state, served.reason = None, engine, State.UNLOADING, ""
-            self._table.put(served)
-            await self._close(engine)
-            self._recorder.close(engine.key)
+        front = served.serving
+        if front is not None:
+            self._table.put(ServedVersion(served.model, served.version, State.UNLOADING, platform=served.platform, leaving=served))
+            await self._loader.retire(served, self._settings.drain_timeout)
+            self._recorder.close(front.key)
             self._recorder.ring.routing((monotonic(), served.model, served.version, UNLOADED))
             self._journal.lifecycle("model_unloaded", model=served.model, version=served.version)
         self._marks.pop((served.model, served.version), None)
@@ -220,18 +258,11 @@ class ControlPlane:
         else:
             self._table.put(ServedVersion(served.model, served.version, State.UNAVAILABLE, UNLOADED))
 
-    async def _close(self, engine: Engine) -> None:
-        """Let an engine that gets no more requests answer those that it has, within `drain_timeout`, and give its lanes back."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(engine.drain(), self._settings.drain_timeout)
-        engine.abandon()
-        await self._loader.run(engine.close)
-
     def _fault(self, name: str, version: str, reason: str) -> str:
         """Note why a version can't be served as its files are now; the reason as everyone may read it."""
-        told = self._root.sub("", reason)
+        told = self._told(reason)
         served = self._table.version(name, version)
-        if served is None or served.engine is None:
+        if served is None or served.serving is None:
             self._unavailable(name, version, reason)
             return told
         served.reason = "; ".join(
@@ -241,10 +272,13 @@ class ControlPlane:
         return told
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
-        # Anyone may read the index, and only the operator needs to know where the repository lies.
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._root.sub("", reason)))
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._told(reason)))
         self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
+
+    def _told(self, reason: str) -> str:
+        """A reason as anyone may read it in the index: only the operator needs to know where the repository lies."""
+        return PLACE.sub("", self._root.sub("", reason))
 
     async def look(self) -> None:
         """Bring models into the index that came into the repository since the last look, and take out those that never were loaded and
@@ -254,7 +288,7 @@ class ControlPlane:
         listing = await asyncio.to_thread(self._store.scan)
         there = {(entry.name, version) for entry in listing.entries for version in entry.versions}
         for served in list(self._table):
-            if served.engine is None and served.reason in (NOT_LOADED, UNLOADED) and (served.model, served.version) not in there:
+            if served.serving is None and served.reason in (NOT_LOADED, UNLOADED) and (served.model, served.version) not in there:
                 self._table.remove(served.model, served.version)
         for name, version in there:
             if not self._table.versions(name):
@@ -290,6 +324,7 @@ class ControlPlane:
 
     async def drain(self) -> None:
         """Wait until every engine has answered all that it took."""
+        await self._ensembles.drain()
         await asyncio.gather(*(entry.engine.drain() for entry in self._table if entry.engine is not None))
 
     async def close(self) -> None:
@@ -299,15 +334,7 @@ class ControlPlane:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
         for entry in self._table:
-            engine = entry.engine or entry.leaving
-            if engine is not None:
-                engine.abandon()
-                await self._loader.run(engine.close)
-                entry.engine = entry.leaving = None
+            await self._loader.retire(entry.leaving or entry, 0.0)
+            entry.engine = entry.leaving = None
+        await self._loader.run(self._overrides.close)
         self._loader.shutdown()
-
-
-def _paths_below(repository: Path) -> re.Pattern[str]:
-    """Matches the repository's own part of a path to something in it, as it was given and as links and the working folder make it."""
-    spellings = sorted({str(repository), str(repository.absolute()), str(repository.resolve())}, key=len, reverse=True)
-    return re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, spellings))})/")

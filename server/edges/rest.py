@@ -28,6 +28,7 @@ EXTENSIONS = [
     "classification",
     "model_configuration",
     "model_repository",
+    "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy(priority,timeout)",
 ]

@@ -15,7 +15,7 @@ import pytest
 
 from server.app import App
 from server.errors import ConfigError
-from tests.server.models import linear_model, linear_weights, place, slow_model
+from tests.server.models import identity_model, linear_model, linear_weights, place, slow_model
 from tests.server.running import Wire, http, infer_json, running, wire
 
 X = np.ones((1, 8), np.float32)
@@ -194,11 +194,14 @@ async def test_an_unload_answers_what_waits_and_refuses_what_comes(tmp_path: Pat
     async with explicit(tmp_path, "m") as (app, connection), wire(app) as other, wire(app) as late:
         for _ in range(20):
             other.send(infer_json("m", array))
-        engine = app.router.route("m", "").engine
+        served = app.table.version("m", "1")
+        assert served is not None
+        engine = served.engine
+        assert engine is not None
         while not engine.queue_rows:
             await asyncio.sleep(0.001)
         unloading = asyncio.ensure_future(act(connection, "unload", "m"))
-        while engine is (app.table.version("m", "1") or app).engine:  # type: ignore[union-attr]
+        while app.table.version("m", "1") is served:
             await asyncio.sleep(0.001)
         refused = await late.ask(infer_json("m", array))
         assert refused.status == 503
@@ -402,3 +405,100 @@ async def test_a_repository_that_is_away_for_a_while_changes_nothing(tmp_path: P
         (tmp_path / "away").rename(root)
         place(root, "n")
         await until(connection, {("m", "1"): "READY", ("n", "1"): "READY"})
+
+
+# Ensembles
+
+
+CHAIN = """
+platform: "ensemble"
+input { name: "in" data_type: TYPE_FP32 dims: [ -1, 8 ] }
+output { name: "out" data_type: TYPE_FP32 dims: [ -1, 8 ] }
+ensemble_scheduling {
+  step [
+    { model_name: "first" model_version: -1 input_map { key: "x" value: "in" } output_map { key: "y" value: "between" } },
+    { model_name: "second" model_version: 1 input_map { key: "x" value: "between" } output_map { key: "y" value: "out" } }
+  ]
+}
+"""
+
+
+@pytest.fixture
+def chained(tmp_path: Path) -> Path:
+    """chain = second after first, as Triton would have it written."""
+    for name in ("first", "second"):
+        place(tmp_path, name, lambda path: identity_model(path, width=8))
+    (tmp_path / "chain" / "1").mkdir(parents=True)
+    (tmp_path / "chain" / "config.pbtxt").write_text(CHAIN)
+    return tmp_path
+
+
+async def chain(connection: Wire) -> int:
+    return (await connection.ask(infer_json("chain", X, name="in"))).status
+
+
+def ready(rows: dict[tuple[str, str], tuple[str, str]]) -> set[str]:
+    return {name for (name, _), (state, _) in rows.items() if state == "READY"}
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+async def test_an_ensemble_brings_its_parts(chained: Path, at_start: bool) -> None:
+    place(chained, "stranger")
+    async with explicit(chained, *(["chain"] if at_start else [])) as (app, connection):
+        if not at_start:
+            assert await act(connection, "load", "chain") == (200, "")
+        assert ready(await index(connection)) == {"chain", "first", "second"}
+        assert await chain(connection) == 200
+        assert app.control.ready()
+        assert await act(connection, "unload", "first") == (200, "")
+        state, reason = (await index(connection))["chain", "1"]
+        assert state == "UNAVAILABLE"
+        assert "waits for its part, model 'first'" in reason
+        assert await chain(connection) == 503
+        assert await act(connection, "load", "first") == (200, "")
+        assert await chain(connection) == 200
+        await act(connection, "load", "stranger")
+        assert await act(connection, "unload", "chain", b'{"parameters": {"unload_dependents": true}}') == (200, "")
+        assert ready(await index(connection)) == {"stranger"}
+
+
+async def test_an_ensemble_alone_is_unloaded_without_its_parts(chained: Path) -> None:
+    async with explicit(chained, "*") as (_, connection):
+        assert await act(connection, "unload", "chain", b'{"parameters": {"unload_dependents": 1}}') == (
+            400,
+            "parameters.unload_dependents: expected true or false, got int",
+        )
+        assert await act(connection, "unload", "chain") == (200, "")
+        assert ready(await index(connection)) == {"first", "second"}
+        assert await act(connection, "load", "chain") == (200, "")
+        assert await chain(connection) == 200
+
+
+async def test_an_ensemble_without_a_part_is_not_loaded(chained: Path) -> None:
+    (chained / "second").rename(chained / ".second")
+    async with explicit(chained) as (_, connection):
+        status, error = await act(connection, "load", "chain")
+        assert status == 400
+        assert error.startswith("failed to load 'chain', version 1 is at UNAVAILABLE state: waits for its part, model 'second'")
+
+
+async def test_a_part_is_reloaded_under_load(chained: Path) -> None:
+    async with explicit(chained, "chain") as (app, connection):
+        done = asyncio.Event()
+        statuses: list[int] = []
+
+        async def client() -> None:
+            async with wire(app) as own:
+                while not done.is_set():
+                    statuses.append(await chain(own))
+
+        clients = [asyncio.ensure_future(client()) for _ in range(6)]
+        for _ in range(3):
+            before = len(statuses)
+            identity_model(chained / "first" / "1" / ".new", width=8).rename(chained / "first" / "1" / "model.onnx")
+            assert await act(connection, "load", "first") == (200, "")
+            while len(statuses) < before + 20:
+                await asyncio.sleep(0.001)
+        done.set()
+        await asyncio.gather(*clients)
+        assert set(statuses) == {200}

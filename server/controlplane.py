@@ -336,5 +336,5 @@ class ControlPlane:
         for entry in self._table:
             await self._loader.retire(entry.leaving or entry, 0.0)
             entry.engine = entry.leaving = None
-        await self._loader.run(self._overrides.close)
+        await asyncio.to_thread(self._overrides.close)
         self._loader.shutdown()

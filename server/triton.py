@@ -33,7 +33,7 @@ def triton_config(served: ServedVersion) -> Message:
         output=[_output(spec, front.max_rows, config) for spec in front.outputs],
         optimization={"priority": "PRIORITY_DEFAULT"},
         default_model_filename=served.filename,
-        model_transaction_policy={"decoupled": False},
+        model_transaction_policy={"decoupled": config.decoupled},
     )
     if engine is not None:
         message.MergeFrom(_own(served, engine))
@@ -49,7 +49,9 @@ def _own(served: ServedVersion, engine: Engine) -> Message:
     return TritonConfig(
         instance_group=[_instances(served, engine)],
         model_warmup=list(_warmup(engine, served.config)),
-        parameters={"precision": {"string_value": engine.key.precision}},
+        parameters={
+            name: {"string_value": value} for name, value in {**served.config.parameters, "precision": engine.key.precision}.items()
+        },
     )
 
 

@@ -49,7 +49,7 @@ class Loader:
         if loadable.config.ensemble is not None:
             return loadable, None
         lanes, batching, warmup = loadable.config.lanes, loadable.config.batching, loadable.config.warmup
-        rows = () if warmup.skip else warmup.rows or (1, 4, 16, batching.max_rows)
+        rows = () if warmup.skip or loadable.config.decoupled else warmup.rows or (1, 4, 16, batching.max_rows)
         plan = LanePlan(
             kind=lanes.kind,
             count=lanes.count or self._settings.lanes.count,
@@ -59,6 +59,7 @@ class Loader:
             memory_limit=lanes.memory_limit or 0,
             pin=lanes.pin,
             run_limit=lanes.run_limit,
+            decoupled=loadable.config.decoupled,
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 

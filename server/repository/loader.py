@@ -12,7 +12,7 @@ from server.backends.base import VariantSpec
 from server.backends.registry import DEFAULT, EMULATED, PYTHON, TENSORRT
 from server.config import Settings
 from server.errors import ModelDefect
-from server.repository.configs.reading import config_path, read_model_config
+from server.repository.configs.reading import config_path, read_model_config, said_wrong
 from server.repository.declare.fileless import emulated, ensemble, python
 from server.repository.declare.said import (
     Loadable,
@@ -74,6 +74,8 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     config = read_model_config(entry.path, entry.over)
     if config.emulate is not None or config.backend == EMULATED:
         return emulated(entry, version, config)
+    if config.decoupled and config.backend != PYTHON:
+        raise said_wrong(entry.path, ("decoupled",), "only a Python model (`backend: python`) gives several answers to a request")
     if config.python is not None or config.backend == PYTHON:
         return python(entry, version, config, settings.lanes.device)
     if config.ensemble is not None:

@@ -46,12 +46,11 @@ def triton_config(served: ServedVersion) -> Message:
 
 def _own(served: ServedVersion, engine: Engine) -> Message:
     """What only a version with lanes of its own has."""
+    parameters = {**served.config.parameters, "precision": engine.key.precision}
     return TritonConfig(
         instance_group=[_instances(served, engine)],
         model_warmup=list(_warmup(engine, served.config)),
-        parameters={
-            name: {"string_value": value} for name, value in {**served.config.parameters, "precision": engine.key.precision}.items()
-        },
+        parameters={name: {"string_value": value} for name, value in parameters.items()},
     )
 
 

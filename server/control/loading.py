@@ -18,6 +18,7 @@ from server.repository.declare.said import Loadable
 from server.repository.loader import describe
 from server.repository.store import Entry
 from server.router.table import ServedVersion
+from server.sequences import Sequences
 from server.timeslice import LONG, take_turns
 
 DRAIN_POLL = 0.005  # seconds
@@ -67,7 +68,7 @@ class Loader:
         """Let a version that gets no more requests answer those that it has, for `timeout` seconds, and give its lanes back."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while isinstance(served.front, Ensemble) and served.front.running:
+                while isinstance(served.front, Ensemble | Sequences) and served.front.running:
                     await asyncio.sleep(DRAIN_POLL)
                 if served.engine is not None:
                     await served.engine.drain()

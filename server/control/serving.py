@@ -27,6 +27,7 @@ from server.metrics.recorder import Recorder
 from server.padding import NO_PADDING
 from server.repository.loader import Loadable
 from server.router.table import ServedVersion, ServingTable, State
+from server.sequences import Sequences
 
 
 class Serving:
@@ -62,9 +63,10 @@ class Serving:
             filename=spec.path.name,
             device=spec.device,
         )
-        served.note = served.reason = "; ".join(
-            filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why)))
-        )
+        unbatched = "" if warmup.batched else proved or warmup.why
+        served.note = served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, unbatched))))
+        if config.sequence is not None:
+            served.front = Sequences(engine, config.sequence)
         self._gauges(served, engine)
         if opened.lanes[0].kind != "inline":
             device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought

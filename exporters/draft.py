@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from exporters.formats.to_onnx import Graph
 from exporters.parity import measure
+from exporters.parity.task import Judged, LabelledSet
 from exporters.plan import Gate, Plan
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.ranges import Range
-from exporters.sources.pytorch import Traced
+from exporters.sources.pytorch import Sample, Traced
 from server.backends.base import Backend, VariantSpec
 from server.backends.registry import backend_named
 from server.numerics import Distance
@@ -39,7 +43,7 @@ class Candidate:
     """One file that may become the variant of a precision. `method` says how it was made, `kept` which nodes stayed FP32.
 
     `nodes` are its node counts after each step that changed it. `failures` say, once it was proved, what keeps it from being the same
-    model; `seconds` are median seconds of a run by rows, where it was timed.
+    model; `runs` are seconds of runs by rows, where it was timed; `judged` what a labelled set says.
     """
 
     precision: str
@@ -52,8 +56,14 @@ class Candidate:
     calibrated: bool = False
     distances: Mapping[str, Distance] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    seconds: dict[int, float] = field(default_factory=dict)
+    runs: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    judged: Judged | None = None
     tried: tuple[Tried, ...] = ()
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Median seconds of a run by rows."""
+        return {rows: statistics.median(seconds) for rows, seconds in self.runs.items()}
 
     @property
     def error(self) -> float:
@@ -79,7 +89,8 @@ class Candidate:
 class Draft:
     """What the steps of an export fill in, in order.
 
-    `base` is the portable FP32 graph that the other precisions are made from; `fused` is the one that level 3 kept.
+    `base` is the portable FP32 graph that the other precisions are made from; `fused` is the one that level 3 kept. `choosing` are
+    rows that choose between candidates, with its answers; `labelled` is the labelled set, `expected` its answers to that.
     """
 
     plan: Plan
@@ -90,6 +101,9 @@ class Draft:
     fused: Candidate | None = None
     inputs: tuple[TensorSpec, ...] = ()
     calibration: CalibrationSet | None = None
+    choosing: tuple[Sample, ...] = ()
+    labelled: LabelledSet | None = None
+    expected: NDArray[Any] | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
     variants: dict[str, Candidate] = field(default_factory=dict)
     manifest: Manifest = field(init=False)

@@ -17,6 +17,7 @@ from exporters.formats import to_onnx
 from exporters.optimize import cleanup
 from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
+from exporters.parity.task import labelled_set
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
 from exporters.provenance import manifest
@@ -123,7 +124,11 @@ def _clean(draft: Draft) -> None:
 
 
 def _prove(draft: Draft) -> None:
-    label = draft.plan.model.label
+    label, file = draft.plan.model.label, draft.plan.evaluation
+    if file is not None:
+        if draft.traced.unbatched:
+            raise ExportError(f"--eval {file.name}: {label} isn't batched, so there are no rows to be labelled")
+        draft.labelled = labelled_set(file, draft.plan.metric, draft.inputs, draft.traced.outputs)
     try:
         proved = prove(draft, draft.base)
     except ExportError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -20,7 +20,13 @@ OPSET = 17
 """What TensorRT and the transformer fusers read; the TorchScript-based exporter writes it best."""
 _BF16 = "onnxruntime has no bf16 on CPUs, and a T4 none at all"
 
+CHOOSING = 0.8
+"""The share of a gate that a candidate may use up on the rows that choose it."""
+GATE_KEYS = ("relative", "cosine", "confident", "metric")
+METRICS_BUILT = ("accuracy", "centroid", "error")
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
+_SHARE = re.compile(r"[0-9]*\.?[0-9]+([eE]-?[0-9]+)?")
 _DYNAMIC_AXIS = re.compile(r"(\d+)(?:=(\d+))?")
 
 Axes = Mapping[int, int | None]
@@ -44,12 +50,18 @@ class Gate:
     """What a precision must hold against PyTorch in FP32, on every output.
 
     `relative` is the largest difference, as a share of the output's largest value; `cosine` the least mean cosine of a row;
-    `confident` the largest share of rows whose best class differs, of those that PyTorch gives more than half to one class.
+    `confident` the largest share of rows whose best class differs, of those that PyTorch gives more than half to one class;
+    `metric` by how much the task's metric may be worse than FP32's, on a labelled set.
     """
 
     relative: float
     cosine: float
     confident: float
+    metric: float = 0.005
+
+    def tightened(self) -> Gate:
+        """What a candidate must hold on the rows that choose it: closer, for the proof's rows are others."""
+        return replace(self, relative=self.relative * CHOOSING, cosine=1 - (1 - self.cosine) * CHOOSING)
 
 
 GATES: Mapping[str, Gate] = MappingProxyType(
@@ -57,7 +69,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
         "fp32": Gate(relative=1e-4, cosine=0.9999, confident=0.01),
         "approximate": Gate(relative=5e-3, cosine=0.9999, confident=0.01),
         "fp16": Gate(relative=2e-2, cosine=0.999, confident=0.01),
-        "int8": Gate(relative=0.5, cosine=0.98, confident=0.05),
+        "int8": Gate(relative=0.5, cosine=0.98, confident=0.05, metric=0.02),
     }
 )
 """Accuracy alone hides damage on a few hundred rows, and so does cosine on the rows that matter: a precision must hold all three.
@@ -102,6 +114,8 @@ class Plan:
     precisions: tuple[str, ...] = ("fp32",)
     target: Target = "cpu"
     calibration: Path | None = None
+    evaluation: Path | None = None
+    metric: str | None = None
     gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
     timeout: float = 600.0
     seed: int = 0
@@ -128,7 +142,10 @@ class Plan:
             raise PlanError(f"--timeout {self.timeout:g}: expected seconds above 0")
         if self.output is not None and len(self.precisions) > 1:
             raise PlanError(f"--output takes one precision, not {', '.join(self.precisions)}: --repository DIR takes several")
-        for option, path in (("--weights", self.weights), ("--example", self.example), ("--calibration", self.calibration)):
+        if self.metric is not None:
+            _check_built("--metric", self.metric, METRICS_BUILT)
+        given = {"--weights": self.weights, "--example": self.example, "--calibration": self.calibration, "--eval": self.evaluation}
+        for option, path in given.items():
             if path is not None and not path.is_file():
                 raise PlanError(f"{option} {path}: no such file")
 
@@ -149,6 +166,21 @@ def parse_target(text: str) -> Target:
         if text == target:
             return target
     raise PlanError(f"--target {text}: expected {', '.join(TARGETS)}")
+
+
+def parse_gates(texts: tuple[str, ...]) -> Mapping[str, Gate]:
+    """`PRECISION:KEY=NUMBER[,KEY=NUMBER…]`, as GATES with these changed. Raises PlanError."""
+    found = dict(GATES)
+    for text in texts:
+        precision, colon, pairs = text.partition(":")
+        if not colon or precision not in found:
+            raise PlanError(f"--tolerate {text!r}: expected PRECISION:KEY=NUMBER,… with {', '.join(found)}, as in int8:cosine=0.97")
+        for pair in pairs.split(","):
+            key, _, number = pair.strip().partition("=")
+            if key not in GATE_KEYS or not _SHARE.fullmatch(number) or not 0 <= float(number) <= 1:
+                raise PlanError(f"--tolerate {text!r}: {pair.strip()!r} isn't KEY=NUMBER with {', '.join(GATE_KEYS)} and 0 to 1")
+            found[precision] = replace(found[precision], **{key: float(number)})
+    return found
 
 
 def parse_dynamic(texts: tuple[str, ...]) -> Mapping[str, Axes] | None:

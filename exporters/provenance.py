@@ -38,6 +38,7 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
 def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
     reference = "onnx-as-given" if draft.plan.model.onnx else "pytorch-fp32"
     runtime, device = backend_named(BACKEND).version, measure.device()
+    task = report.task(made.judged, draft.labelled, draft.gate(made).metric) if made.judged and draft.labelled else None
     proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
     latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
     return Variant(
@@ -51,13 +52,15 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         optimization_level=made.level,
         method=made.method,
         kept_fp32=made.kept,
-        calibration=draft.calibration.record() if draft.calibration and made.calibrated else None,
+        calibration=draft.calibration.record(sum(sample.rows for sample in draft.choosing))
+        if draft.calibration and made.calibrated
+        else None,
         tried=made.tried,
         nodes=made.nodes,
         operators=dict(made.graph.operators),
         inputs=tuple(_entry(spec) for spec in draft.inputs),
         outputs=tuple(_entry(spec) for spec in draft.traced.outputs),
-        parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device}),
+        parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device, "task": task}),
         latency=latency,
     )
 

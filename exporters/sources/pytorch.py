@@ -67,10 +67,10 @@ class Traced:
     code: Path | None
     torch: str
     calibration_batches: int = 0
-    calibration_declared: bool = False
+    calibration_origin: str = "made from the example"
 
     def calibration(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """The rows to calibrate on that the child left, batch by batch: the module's own, or made from the example."""
+        """The rows to calibrate on that the child left, batch by batch; none is one of the parity samples'."""
         with np.load(self.samples_file.with_name("calibration.npz"), allow_pickle=False) as arrays:
             for batch in range(self.calibration_batches):
                 yield {spec.name: arrays[f"{batch}.in.{index}"] for index, spec in enumerate(self.inputs)}
@@ -189,7 +189,7 @@ def _traced(plan: Plan, folder: Path, result: dict[str, Any]) -> Traced:
         code=code if code and code.is_file() else None,
         torch=result["torch"],
         calibration_batches=result.get("calibration", 0),
-        calibration_declared=result.get("calibration_declared", False),
+        calibration_origin=result.get("calibration_origin", ""),
     )
 
 

@@ -128,11 +128,11 @@ def declared(module: ModuleType, name: str) -> Any:
 
 
 def calibrate(module: ModuleType, study: Any, seed: int, path: Path) -> dict[str, Any]:
-    """Write the rows that precisions are calibrated on: the module's own, else made from the example."""
-    state, studying = own("trace_state"), own("trace_study")
+    """Write the rows that precisions are calibrated on: the module's own, else the example's or made from it."""
     given = declared(module, "calibration")
-    rows = None if given is None else state.as_arrays(given)
-    return {"calibration": studying.save_calibration(study, rows, seed, path), "calibration_declared": rows is not None}
+    rows = None if given is None else own("trace_state").as_arrays(given)
+    batches, origin = own("trace_calibration").save_calibration(study, rows, seed, path)
+    return {"calibration": batches, "calibration_origin": origin}
 
 
 def user_model(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[ModuleType, Any, list[tuple[str, int, str]]]:
@@ -152,7 +152,7 @@ def user_model(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[Modul
         call = tracing.bind(model, state.as_arrays(given))
         axes = studying.checked_axes(job["dynamic"] or declared(module, "dynamic") or {}, call.example)
     with stages.enter("forward"):
-        study = studying.study(call, axes, job["output_names"], job["seed"])
+        study = studying.study(call, axes, job["output_names"], job["seed"], job["calibrate"] and not hasattr(module, "calibration"))
     with stages.enter("trace"):
         caught = tracing.write_onnx(
             call, studying.traced_inputs(study), study.outputs, study.symbols(), folder / "model.onnx", job["opset"]
@@ -169,7 +169,7 @@ def onnx_file(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[Module
         call = reading.open_call(path, given)
         axes = studying.checked_axes(job["dynamic"] or reading.axes(call), call.example)
     with stages.enter("forward"):
-        study = studying.study(call, axes, [], job["seed"])
+        study = studying.study(call, axes, [], job["seed"], job["calibrate"])
     with stages.enter("trace"):
         reading.copy(path, folder / "model.onnx")
     return ModuleType(path.stem), study

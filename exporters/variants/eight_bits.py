@@ -13,7 +13,7 @@ from exporters.precision import quantize, sensitivity
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.quantize import Scheme
 from exporters.precision.ranges import Range, observe
-from exporters.proof import judge
+from exporters.proof import choose_by
 
 
 class EightBits:
@@ -30,7 +30,7 @@ class EightBits:
         self.schemes = quantize.schemes(draft.plan.target, draft.base.graph.operators, draft.plan.level)
 
     def made(self, scheme: Scheme, kept: tuple[str, ...] = ()) -> Candidate:
-        """The graph that a scheme makes, judged: its failures say why it can't be used."""
+        """The graph that a scheme makes, judged on the rows that choose: its failures say why it can't be used."""
         draft = self._draft
         draft.reporter.detail(f"{scheme.method}{f', {len(kept)} nodes in FP32' if kept else ''}")
         self._count += 1
@@ -40,7 +40,7 @@ class EightBits:
         nodes = draft.base.nodes | {"quantized": graph.nodes}
         made = Candidate("int8", scheme.method, draft.base.level, file, graph, nodes, kept, calibrated=scheme.calibrator is not None)
         self._schemes[scheme.method] = scheme
-        judge(draft, made)
+        choose_by(draft, made)
         return made
 
     def sparing(self, nearest: Candidate) -> Candidate | None:

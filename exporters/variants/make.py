@@ -11,16 +11,21 @@ from exporters.optimize.fuse import DOMAIN
 from exporters.parity import measure
 from exporters.plan import ExportError
 from exporters.precision import cast
-from exporters.precision.calibration import calibration_set
+from exporters.precision.calibration import calibration_set, held_out
 from exporters.precision.ranges import observe
-from exporters.proof import judge
+from exporters.proof import answered, choose_by, prove
 from exporters.variants import levels
 from exporters.variants.eight_bits import EightBits
 
 
 def learn_ranges(draft: Draft) -> None:
-    """Read the calibration rows and run the FP32 graph on them. Raises ExportError where they don't fit the model."""
-    draft.calibration = calibration_set(draft.plan.calibration, draft.traced, draft.inputs)
+    """Read the calibration rows, keep the proof's out, and run the FP32 graph on them. Raises ExportError where they don't fit."""
+    found = calibration_set(draft.plan.calibration, draft.traced, draft.inputs)
+    apart = held_out(found, draft.traced, draft.labelled.keys() if draft.labelled else ())
+    if apart.rows < found.rows:
+        draft.reporter.note(f"{found.rows - apart.rows} of {found.rows} rows to calibrate on are the proof's: they're left out")
+    draft.calibration, choosing = apart.halves()
+    draft.choosing = answered(draft, choosing)
     draft.ranges = observe(draft.base.file, draft.calibration.batches, measure.threads())
 
 
@@ -69,7 +74,7 @@ def _cast(draft: Draft, source: Candidate) -> Candidate:
         graph = to_onnx.check(file, domains=(DOMAIN,) if source.level > draft.base.level else ())
         method = f"cast to FP16, {source.method}" if source is draft.fused else "cast to FP16"
         made = Candidate("fp16", method, source.level, file, graph, source.nodes | {"cast": graph.nodes}, kept, calibrated=True)
-        if judge(draft, made):
+        if choose_by(draft, made) and prove(draft, made):
             break
     return made
 
@@ -77,13 +82,24 @@ def _cast(draft: Draft, source: Candidate) -> Candidate:
 def _int8(draft: Draft) -> Candidate:
     """By the scheme that differs least; where none holds, by the one that comes nearest, with as few nodes in FP32 as it takes.
 
-    All are judged by the proof's own rows, so the parity of the one that's kept is somewhat flattered by the choice.
+    All are judged by rows of their own; the one that's chosen must then hold on the proof's, which nothing was chosen by.
     """
     eight = EightBits(draft)
     tried = [eight.made(scheme) for scheme in eight.schemes]
     holding = [made for made in tried if not made.failures]
     if holding and draft.plan.level >= 4:
-        return levels.settle(draft, tried)
+        chosen = levels.settle(draft, tried)
+    else:
+        chosen = _nearest(draft, eight, tried)
+    if not prove(draft, chosen):
+        rows = sum(sample.rows for sample in draft.choosing)
+        raise refusal(draft, "int8", [f"it holds on the {rows} rows that chose it, but not on the proof's: {'; '.join(chosen.failures)}"])
+    return chosen
+
+
+def _nearest(draft: Draft, eight: EightBits, tried: list[Candidate]) -> Candidate:
+    """The one that differs least, nodes put back to FP32 where none holds. Raises ExportError where that doesn't do."""
+    holding = [made for made in tried if not made.failures]
     nearest = min(holding or tried, key=lambda made: made.error)
     chosen = nearest if holding else eight.sparing(nearest)
     if chosen is None:

@@ -23,7 +23,8 @@ class State(StrEnum):
 @dataclass(slots=True)
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
-    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it."""
+    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
+    is the file that runs, on `device`."""
 
     model: str
     version: str
@@ -35,6 +36,8 @@ class ServedVersion:
     lanes: str = ""
     config: ModelConfig = field(default_factory=ModelConfig)
     unpadded: str = ""
+    filename: str = ""
+    device: str = "cpu"
 
 
 class ServingTable:

@@ -5,8 +5,9 @@ METHODS is the whole list. A method without a function is one that isn't built y
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any, NamedTuple, TypeAlias
 
 from server.config import VERSION
@@ -18,6 +19,7 @@ from server.protocol.proto.messages import INFERENCE, Message, methods_of, parse
 from server.protocol.proto_codec import addressee
 from server.router.router import Router
 from server.tensors import TensorSpec
+from server.triton import triton_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,22 @@ class Servicer:
     control: ControlPlane
     ready: Callable[[], bool]
 
-    def call(self, method: str, body: bytes, call: Call) -> bytes:
+    async def call(self, method: str, body: bytes, call: Call) -> bytes:
         """Run a method by its name, from message bytes to message bytes. Raises TidegateError."""
         request, operation, run = METHODS[method]
         admitted(self.gate, call, operation)
         if run is None:
             raise Unsupported(f"{method} isn't built yet")
-        answer: bytes = _RESPONSES[method](**run(self, parse(request, body))).SerializeToString()
+        fields = run(self, parse(request, body))
+        if isawaitable(fields):
+            fields = await fields
+        answer: bytes = _RESPONSES[method](**fields).SerializeToString()
         return answer
 
 
 Fields: TypeAlias = Mapping[str, Any]
-Run: TypeAlias = Callable[[Servicer, Message], Fields]
-"""A method: the request's message → the fields of the answer's."""
+Run: TypeAlias = Callable[[Servicer, Message], Fields | Awaitable[Fields]]
+"""A method: the request's message → the fields of the answer's, at once or to be awaited."""
 
 
 class Entry(NamedTuple):
@@ -91,6 +96,10 @@ def _tensor(spec: TensorSpec) -> Fields:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
 
 
+def _model_config(servicer: Servicer, request: Message) -> Fields:
+    return {"config": triton_config(servicer.router.entry(*addressee(request.name, request.version, "name", "version")))}
+
+
 def _repository_index(servicer: Servicer, request: Message) -> Fields:
     if request.repository_name:
         raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
@@ -104,7 +113,7 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ModelReady": (Operation.MODEL_READY, _model_ready),
     "ServerMetadata": (Operation.METADATA, _server_metadata),
     "ModelMetadata": (Operation.MODEL_METADATA, _model_metadata),
-    "ModelConfig": (Operation.MODEL_CONFIG, None),
+    "ModelConfig": (Operation.MODEL_CONFIG, _model_config),
     "ModelStatistics": (Operation.MODEL_STATISTICS, None),
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
     "RepositoryModelLoad": (Operation.MODEL_LOAD, None),

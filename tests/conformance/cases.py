@@ -1,0 +1,254 @@
+"""What every transport must do: each case takes a transport and fails like a test. They run in the client's process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+
+from server.config import VERSION
+from server.tensors import DTYPES, Tensor
+from tests.conformance.transports import Ask, Http, Refused, Transport
+from tests.server.models import linear_weights
+from tests.server.protocol.wire import FLOATS, assert_same
+
+Case: TypeAlias = Callable[[Any], None]
+
+A = np.arange(8, dtype=np.float32).reshape(2, 4)
+B = A + 100
+X = np.ones((1, 8), np.float32)
+PAIR = {"a": A, "b": B}
+
+
+def sample(datatype: str) -> Tensor:
+    """Two rows that reach the datatype's ends."""
+    kind = DTYPES[datatype].numpy
+    if datatype == "BYTES":
+        return np.array([[b"text", "ünï".encode(), b""], [b"\x00", b"x" * 300, b"\n"]], object)
+    if datatype == "BOOL":
+        return np.array([[True, False, True], [False, False, True]])
+    if datatype in FLOATS:
+        return np.array([[0.1, -2.5, 0.0], [1e-3, 65504.0, -0.0]]).astype(kind)
+    info = np.iinfo(kind)
+    return np.array([[info.min, info.max, 0], [1, 2, 3]], kind)
+
+
+def good(transport: Transport) -> None:
+    """The request that must succeed after whatever went wrong."""
+    answer = transport.infer(Ask("pair", PAIR))
+    np.testing.assert_array_equal(answer.outputs["total"], A + B)
+
+
+# Health, metadata, index
+
+
+def health(transport: Transport) -> None:
+    assert transport.ask("is_server_live")
+    assert transport.ask("is_server_ready")
+    for model, version, ready in (
+        ("pair", "", True),
+        ("pair", "1", True),
+        ("linear", "3", True),
+        ("linear", "2", False),
+        ("corrupt", "", False),
+        ("nobody", "", False),
+    ):
+        assert transport.ask("is_model_ready", model, version) is ready, (model, version)
+
+
+def server_metadata(transport: Transport) -> None:
+    found = transport.ask("get_server_metadata")
+    assert (found["name"], found["version"]) == ("tidegate", VERSION)
+    assert {"binary_tensor_data", "parameters"} <= set(found["extensions"])
+
+
+def model_metadata(transport: Transport) -> None:
+    expected = {
+        "name": "linear",
+        "versions": ["1", "3"],
+        "platform": "onnxruntime",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 8]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 4]}],
+    }
+    for version in ("", "1"):
+        assert transport.ask("get_model_metadata", "linear", version) == expected
+    with pytest.raises(Refused, match="Request for unknown model: 'nobody' is not found") as caught:
+        transport.ask("get_model_metadata", "nobody")
+    assert caught.value.code == "NOT_FOUND"
+
+
+def model_configuration(transport: Transport) -> None:
+    for version in ("", "1"):
+        found = transport.ask("get_model_config", "linear", version)
+        config = found.get("config", found)
+        assert (config["name"], int(config["max_batch_size"])) == ("linear", 8)
+        assert [(tensor["name"], [int(axis) for axis in tensor["dims"]]) for tensor in config["input"]] == [("x", [8])]
+    with pytest.raises(Refused, match="Request for unknown model: 'nobody' is not found"):
+        transport.ask("get_model_config", "nobody")
+
+
+def repository_index(transport: Transport) -> None:
+    found = transport.ask("get_model_repository_index")
+    rows = {(row["name"], row["version"]): row for row in (found["models"] if isinstance(found, dict) else found)}
+    assert rows["linear", "1"] == {"name": "linear", "version": "1", "state": "READY", "reason": ""}
+    assert rows["corrupt", "1"]["state"] == "UNAVAILABLE"
+    assert "model.onnx" in rows["corrupt", "1"]["reason"]
+    assert len(rows) == len(DTYPES) + 5
+
+
+# Answers
+
+
+def datatype(name: str, transport: Transport) -> None:
+    array = sample(name)
+    answer = transport.infer(Ask(f"echo_{name}", {"x": array}, outputs=["y"]))
+    assert_same(answer.outputs["y"], array)
+
+
+def everything_without_outputs(transport: Transport) -> None:
+    answer = transport.infer(Ask("pair", PAIR))
+    assert (answer.model, answer.version, answer.id) == ("pair", "1", "")
+    assert list(answer.outputs) == ["total", "product"]
+    np.testing.assert_array_equal(answer.outputs["total"], A + B)
+    np.testing.assert_array_equal(answer.outputs["product"], A * B)
+
+
+def requested_outputs(transport: Transport) -> None:
+    for wanted in (["product"], ["total"], ["product", "total"]):
+        answer = transport.infer(Ask("pair", {"b": B, "a": A}, outputs=wanted))
+        assert list(answer.outputs) == wanted
+        for name in wanted:
+            np.testing.assert_array_equal(answer.outputs[name], {"product": A * B, "total": A + B}[name])
+
+
+def rows(transport: Transport) -> None:
+    weight, bias = linear_weights(seed=3)
+    random = np.random.default_rng(0)
+    for count in range(1, 9):
+        batch = random.standard_normal((count, 8), np.float32)
+        answer = transport.infer(Ask("linear", {"x": batch}, outputs=["y"]))
+        np.testing.assert_allclose(answer.outputs["y"], batch @ weight + bias, rtol=1e-4, atol=1e-5)
+
+
+def strings(transport: Transport) -> None:
+    """BYTES of many lengths, several rows: none leaks into its neighbour."""
+    array = np.empty((8, 5), object)
+    for place in np.ndindex(array.shape):
+        array[place] = ("é" * ((place[0] * 5 + place[1]) * 7 % 40)).encode()
+    answer = transport.infer(Ask("echo_BYTES", {"x": array}, outputs=["y"]))
+    assert_same(answer.outputs["y"], array)
+
+
+def not_a_number(transport: Transport) -> None:
+    array = np.array([[np.nan, np.inf, -np.inf, 1.5]], np.float32)
+    np.testing.assert_array_equal(transport.infer(Ask("echo_FP32", {"x": array}, outputs=["y"])).outputs["y"], array)
+
+
+def ids(transport: Transport) -> None:
+    for text in ("281474976710656", 'a "quoted" ü', "x" * 1024):
+        assert transport.infer(Ask("pair", PAIR, id=text)).id == text
+
+
+def versions(transport: Transport) -> None:
+    for version, answers in (("", "3"), ("1", "1"), ("3", "3")):
+        answer = transport.infer(Ask("linear", {"x": X}, version=version))
+        assert answer.version == answers
+        weight, bias = linear_weights(seed=int(answers))
+        np.testing.assert_allclose(answer.outputs["y"], X @ weight + bias, rtol=1e-4, atol=1e-5)
+
+
+def parameters(transport: Transport) -> None:
+    """Custom ones are taken whatever their kind; those with a meaning act."""
+    answer = transport.infer(Ask("pair", PAIR, parameters={"note": "x", "share": 0.5, "seven": 7, "yes": True}))
+    np.testing.assert_array_equal(answer.outputs["total"], A + B)
+    answer = transport.infer(Ask("pair", PAIR, options={"priority": 1, "timeout": 10_000_000}))
+    np.testing.assert_array_equal(answer.outputs["total"], A + B)
+    explained = transport.infer(Ask("pair", PAIR, parameters={"explain": True})).parameters
+    assert explained["rows"] == 2
+    assert explained["batch_rows"] >= 2
+
+
+# Errors
+
+
+ERRORS: Mapping[str, tuple[Ask, str, str]] = {
+    "unknown model": (Ask("nobody", PAIR), "NOT_FOUND", "Request for unknown model: 'nobody' is not found"),
+    "unknown version": (Ask("pair", PAIR, version="9"), "NOT_FOUND", "Request for unknown model: 'pair' version 9 is not found"),
+    "not ready": (Ask("corrupt", PAIR), "UNAVAILABLE", "is not at ready state"),
+    "shape": (
+        Ask("linear", {"x": X[:, :7]}),
+        "INVALID_ARGUMENT",
+        "unexpected shape for input 'x' for model 'linear'. Expected [-1,8], got [1,7]",
+    ),
+    "rank": (Ask("linear", {"x": X[0]}), "INVALID_ARGUMENT", "unexpected shape for input 'x' for model 'linear'. Expected [-1,8], got [8]"),
+    "datatype": (
+        Ask("linear", {"x": X.astype(np.int32)}),
+        "INVALID_ARGUMENT",
+        "inference input 'x' data-type is 'INT32', but model 'linear' expects 'FP32'",
+    ),
+    "missing input": (
+        Ask("pair", {"a": A}),
+        "INVALID_ARGUMENT",
+        "expected 2 inputs but got 1 inputs for model 'pair'. Got input(s) ['a'], but missing required input(s) ['b']. "
+        "Please provide all required input(s).",
+    ),
+    "unknown input": (Ask("linear", {"z": X}), "INVALID_ARGUMENT", "unexpected inference input 'z' for model 'linear'"),
+    "unknown output": (Ask("linear", {"x": X}, outputs=["z"]), "INVALID_ARGUMENT", "unexpected inference output 'z' for model 'linear'"),
+    "output twice": (Ask("linear", {"x": X}, outputs=["y", "y"]), "INVALID_ARGUMENT", "output 'y' already exists in request"),
+    "size": (Ask("linear", {"x": X}, shape=[2, 8]), "INVALID_ARGUMENT", "'x'"),
+    "no rows": (Ask("linear", {"x": X[:0]}), "INVALID_ARGUMENT", "at least one row"),
+    "too many rows": (
+        Ask("linear", {"x": np.ones((9, 8), np.float32)}),
+        "INVALID_ARGUMENT",
+        "inference request batch-size must be <= 8 for 'linear', got 9",
+    ),
+    "rows that differ": (Ask("pair", {"a": A, "b": B[:1]}), "INVALID_ARGUMENT", "'b'"),
+    "late": (Ask("pair", PAIR, options={"timeout": 1}), "UNAVAILABLE", "Request timeout expired"),
+    "priority": (Ask("pair", PAIR, options={"priority": 9}), "INVALID_ARGUMENT", "priority"),
+}
+
+
+def error(name: str, transport: Transport) -> None:
+    ask, code, text = ERRORS[name]
+    with pytest.raises(Refused) as caught:
+        transport.infer(ask)
+    assert caught.value.code in (code, ""), caught.value
+    assert text in caught.value.text
+    good(transport)
+
+
+# What the stock clients don't know
+
+
+def own_pages(transport: Http) -> None:
+    """Routes of ours, asked by plain HTTP, with and without a version."""
+    for model, page in (("pair", "batcher"), ("exported", "manifest")):
+        for path in (f"/v2/models/{model}/{page}", f"/v2/models/{model}/versions/1/{page}"):
+            with urlopen(f"http://{transport.address}{path}") as answer:
+                assert answer.status == 200
+            transport.calls.add(("GET", path))
+
+
+CASES: Mapping[str, Case] = {
+    "health": health,
+    "server metadata": server_metadata,
+    "model metadata": model_metadata,
+    "model configuration": model_configuration,
+    "repository index": repository_index,
+    **{f"datatype {name}": partial(datatype, name) for name in DTYPES},
+    "everything without outputs": everything_without_outputs,
+    "requested outputs": requested_outputs,
+    "rows": rows,
+    "strings": strings,
+    "not a number": not_a_number,
+    "ids": ids,
+    "versions": versions,
+    "parameters": parameters,
+    **{f"error {name}": partial(error, name) for name in ERRORS},
+}
+HTTP_CASES: Mapping[str, Case] = {"own pages": own_pages}
+"""For one transport only: "http binary"."""

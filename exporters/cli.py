@@ -12,7 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from exporters.inspect import manifest_table
+from exporters.commands.diff import difference_table, differences
+from exporters.commands.entry import find_entry
+from exporters.commands.verify import verify, verify_table
+from exporters.inspect import manifest_lines, manifest_table
 from exporters.package import manifest_path
 from exporters.pipeline import Exported, export, steps
 from exporters.plan import Plan, PlanError, parse_dynamic, parse_gates, parse_target
@@ -26,14 +29,17 @@ _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: wha
 _HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
 _HELP_EVAL = "Labelled rows (.npz: the inputs and `labels`): a variant must be as good on them as FP32 is."
 _HELP_TOLERATE = "Change a precision's gate: relative, cosine, confident, metric. Once a precision."
+_HELP_ENTRY = "An entry (REPOSITORY/NAME/VERSION), a model's folder, or an exported ONNX file."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+EntryPath = Annotated[Path, typer.Argument(help=_HELP_ENTRY, metavar="DIR")]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
-    model: Annotated[str, typer.Option(help=_HELP_MODEL, metavar="MODEL")],
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help=_HELP_MODEL, metavar="MODEL")] = None,
     weights: Annotated[Path | None, typer.Option(help="State dict to load: .pt, .pth or .safetensors.", metavar="FILE")] = None,
     example: Annotated[Path | None, typer.Option(help=_HELP_EXAMPLE, metavar="FILE")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository to add a version to.", metavar="DIR")] = None,
@@ -51,10 +57,15 @@ def main(
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
+    keep_rows: Annotated[bool, typer.Option(help="Leave some rows of the proof with the entry, for verify.")] = True,
     timeout: Annotated[float, typer.Option(help="Seconds that the model's own code may take.", metavar="SECONDS")] = 600.0,
 ) -> None:
     """Export a trained PyTorch model to ONNX, prove it against PyTorch, and add it to a model repository."""
+    if context.invoked_subcommand is not None:
+        return
     with failures():
+        if model is None:
+            raise PlanError("--model is missing: what is to be exported? `tidegate export --help` lists what it may be")
         plan = Plan(
             model=find_model(model, Path.cwd()),
             name=_name(model, name, output),
@@ -73,6 +84,7 @@ def main(
             evaluation=eval,
             metric=metric,
             gates=parse_gates(tuple(tolerate or ())),
+            keep_rows=keep_rows,
             timeout=timeout,
         )
         if dry_run:
@@ -81,6 +93,36 @@ def main(
         with following(Console(stderr=True)) as reporter:
             exported = export(plan, reporter)
         _show(exported)
+
+
+@app.command("inspect")
+def inspect_entry(path: EntryPath) -> None:
+    """Show what an entry's manifest says: each variant's size, graph, speed and proof, and how it was made."""
+    with failures():
+        manifest = find_entry(path).manifest
+        _console().print(manifest_table(manifest))
+        typer.echo("\n".join(manifest_lines(manifest)))
+
+
+@app.command("verify")
+def verify_entry(path: EntryPath) -> None:
+    """Prove an entry again on this machine: hashes, loading, parity, latency. Exits with 1 where something isn't as it was."""
+    with failures():
+        found = verify(find_entry(path))
+        _console().print(verify_table(found))
+        if any(one.faults for one in found):
+            raise typer.Exit(1)
+
+
+@app.command("diff")
+def diff_entries(a: EntryPath, b: EntryPath) -> None:
+    """Show what two entries differ in. Exits with 1 where it's more than measured times."""
+    with failures():
+        found = differences(find_entry(a).manifest, find_entry(b).manifest)
+        if found:
+            _console().print(difference_table(found))
+        if any(not part.measured for part in found):
+            raise typer.Exit(1)
 
 
 @contextmanager
@@ -117,10 +159,12 @@ def _show(exported: Exported) -> None:
     if exported.output:
         typer.echo(exported.output)
         typer.echo(manifest_path(exported.output))
+    _console().print(manifest_table(exported.manifest))
+
+
+def _console() -> Console:
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
-    console.print(manifest_table(exported.manifest))
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def _name(model: str, name: str | None, output: Path | None) -> str:

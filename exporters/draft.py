@@ -66,9 +66,13 @@ class Candidate:
         return {rows: statistics.median(seconds) for rows, seconds in self.runs.items()}
 
     @property
-    def error(self) -> float:
-        """What its worst output's rows lack to a mean cosine of 1; infinite before it was proved."""
-        return max((1.0 - part.cosine_mean for part in self.distances.values()), default=math.inf)
+    def error(self) -> tuple[float, float]:
+        """How bad it is, to choose the least: rows that the reference is sure of and that get another class, then what its worst
+        output's rows lack to a mean cosine of 1. Infinite before it was proved.
+        """
+        found = self.distances.values()
+        unsure = max((part.confident_disagreement or 0.0 for part in found), default=math.inf)
+        return unsure, max((1.0 - part.cosine_mean for part in found), default=math.inf)
 
     def record(self, verdict: str) -> Tried:
         """What the manifest keeps of a candidate."""

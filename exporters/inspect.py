@@ -55,7 +55,9 @@ def _variant_lines(variant: Variant) -> list[str]:
     where = f"for {variant.target}, {variant.backend}, opset {variant.opset}"
     kept = f", {len(variant.kept_fp32)} nodes in FP32" if variant.kept_fp32 else ""
     lines = [f"{variant.precision}: {variant.method or 'made'}{kept}; {where}; {variant.file} {variant.sha256[:12]}"]
-    lines.append(f"  proved on {parity.samples} rows against {parity.reference}, by {parity.runtime or 'unknown'} on {parity.device or 'unknown'}")
+    lines.append(
+        f"  proved on {parity.samples} rows against {parity.reference}, by {parity.runtime or 'unknown'} on {parity.device or 'unknown'}"
+    )
     if rows:
         lines.append(f"  calibrated on {rows.rows} rows ({rows.origin}), chosen by {rows.chosen_by} others")
     if task:

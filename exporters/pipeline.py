@@ -17,6 +17,7 @@ from exporters.formats import to_onnx
 from exporters.optimize import cleanup
 from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
+from exporters.parity import kept
 from exporters.parity.task import labelled_set
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
@@ -24,7 +25,7 @@ from exporters.provenance import manifest
 from exporters.sources import pytorch
 from exporters.variants.make import choose_graph, learn_ranges, make
 from server.backends.registry import backend_named
-from server.repository.manifest import Manifest
+from server.repository.manifest import Manifest, Reference, file_sha256
 
 NEEDED = {"torch": "torch", "onnx": "onnx", "onnxslim": "onnxslim"}
 """Modules that an export needs beyond the core, and the packages that bring them."""
@@ -157,6 +158,11 @@ def _package(draft: Draft) -> None:
         names = {precision: f"model.{precision}.onnx" for precision in draft.variants}
         draft.manifest = manifest(draft, names)
         files = {names[precision]: made.file for precision, made in draft.variants.items()}
+        if plan.keep_rows:
+            files[kept.NAME] = draft.work / kept.NAME
+            rows = kept.keep(draft.traced.samples(), files[kept.NAME])
+            reference = Reference(file=kept.NAME, sha256=file_sha256(files[kept.NAME]), rows=rows)
+            draft.manifest = draft.manifest.model_copy(update={"reference": reference})
         draft.entry = write_entry(plan.repository, plan.name, plan.version, files, draft.manifest)
     if plan.output:
         ((precision, made),) = draft.variants.items()

@@ -98,6 +98,7 @@ class Plan:
     """One export. `dynamic` maps an input to its varying axes; None leaves it to the module's own `dynamic()`.
 
     `timeout` is seconds that the user's code may take. `repository` and `output` are where the result goes: one of them or both.
+    `keep_rows`: some rows of the proof stay with the entry.
     """
 
     model: ModelRef
@@ -116,6 +117,7 @@ class Plan:
     calibration: Path | None = None
     evaluation: Path | None = None
     metric: str | None = None
+    keep_rows: bool = True
     gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
     timeout: float = 600.0
     seed: int = 0

@@ -72,7 +72,7 @@ def choose_by(draft: Draft, candidate: Candidate) -> bool:
         candidate.failures = [_brief(draft, error)]
         return False
     gate = draft.gate(candidate).tightened()
-    candidate.failures = report.failures(candidate.distances, draft.traced.outputs, gate, draft.whose)
+    candidate.failures = report.failures(candidate.distances, draft.traced.outputs, gate, draft.whose, strict=True)
     return not candidate.failures
 
 

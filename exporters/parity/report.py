@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from exporters.parity.task import Judged, LabelledSet
 from exporters.plan import Gate
-from server.numerics import SCALE_FLOOR, Distance, merged
+from server.numerics import SCALE_FLOOR, Distance, merged, upper_bound
 from server.repository.manifest import Parity, Task
 from server.tensors import TensorSpec
 
@@ -37,8 +37,14 @@ def parity(found: Mapping[str, Distance], rows: Sequence[int], tolerance: float)
     )
 
 
-def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate: Gate, whose: str = "PyTorch") -> list[str]:
-    """For each output that isn't the reference's (`whose`): by how much. Floats must hold the gate, other kinds may not differ at all."""
+def failures(
+    found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate: Gate, whose: str = "PyTorch", strict: bool = False
+) -> list[str]:
+    """For each output that isn't the reference's (`whose`): by how much. Floats must hold the gate, other kinds may not differ at all.
+
+    Few rows are sure, so another best class counts against a model only where chance doesn't explain it (the lower 95 % bound of its
+    share); `strict`, as between candidates, the share itself does.
+    """
     told: list[str] = []
     for spec in outputs:
         part = found[spec.name]
@@ -49,7 +55,7 @@ def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate:
             told.append(f"output {spec.name!r} {_differs(part, gate.relative, whose)}")
         elif part.cosine_mean < gate.cosine:
             told.append(f"output {spec.name!r} points elsewhere: its rows' mean cosine is {part.cosine_mean:.4f}, below {gate.cosine:g}")
-        elif (part.confident_disagreement or 0.0) > gate.confident:
+        elif _confident(part, strict) > gate.confident:
             rows = f"{part.confident_disagreements} of {part.confident} rows that {whose} is sure of"
             told.append(f"output {spec.name!r} has another best class in {rows}; {gate.confident:.0%} are let through")
     return told
@@ -83,6 +89,13 @@ def task(found: Judged, rows: LabelledSet, tolerance: float) -> Task:
         top1_disagreement=found.distance.top1_disagreement,
         top1_upper95=found.distance.top1_upper95,
     )
+
+
+def _confident(part: Distance, strict: bool) -> float:
+    share = part.confident_disagreement or 0.0
+    if strict or not share:
+        return share
+    return 1.0 - upper_bound(part.confident - part.confident_disagreements, part.confident)
 
 
 def _differs(part: Distance, tolerance: float, whose: str) -> str:

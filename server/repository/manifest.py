@@ -194,6 +194,14 @@ class Source(_Part):
     code_sha256: str | None = None
 
 
+class Reference(_Part):
+    """Rows of the proof with the reference's answers, in an .npz beside the manifest: what `tidegate export verify` proves by."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: int
+
+
 class Manifest(_Part):
     """The whole file. `nodes` of a variant: counts as exported and after optimisation, by step.
 
@@ -206,6 +214,7 @@ class Manifest(_Part):
     source: Source
     tools: dict[str, str]
     unbatched: str | None = None
+    reference: Reference | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     def variant(self, precision: str) -> Variant | None:

@@ -24,7 +24,10 @@ from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
 
 PLAIN_WIDTH = 120
-_HELP_MODEL = "FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder or cached model (bert_base, …), or an example's name."
+_HELP_MODEL = (
+    "FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, FILE.pt2, FILE.ts (TorchScript), a Hugging Face folder or cached model (bert_base, …), "
+    "or an example's name."
+)
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
 _HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
 _HELP_EVAL = "Labelled rows (.npz: the inputs and `labels`): a variant must be as good on them as FP32 is."
@@ -47,6 +50,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the ONNX file here, and FILE.manifest.json.", metavar="FILE")] = None,
     version: Annotated[int | None, typer.Option(help="Version number. Default: the next free one.", min=1, metavar="N")] = None,
     format: Annotated[str, typer.Option(help="What to make.", metavar="onnx")] = "onnx",
+    exporter: Annotated[str, typer.Option(help="Which of torch's exporters: torchscript or dynamo.", metavar="NAME")] = "torchscript",
     optimization_level: Annotated[int, typer.Option(help="How far the graph may be changed.", min=0, max=4)] = 2,
     precisions: Annotated[str, typer.Option(help="Precisions to make, separated by commas.", metavar="P,…")] = "fp32",
     target: Annotated[str, typer.Option(help="What it's for: cpu, cuda or tensorrt.", metavar="TARGET")] = "cpu",
@@ -77,6 +81,7 @@ def main(
             dynamic=parse_dynamic(tuple(dynamic or ())),
             output_names=_listed(output_names),
             format=format,
+            exporter=exporter,
             level=optimization_level,
             precisions=_listed(precisions),
             target=parse_target(target),

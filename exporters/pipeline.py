@@ -85,7 +85,12 @@ def export(plan: Plan, reporter: Reporter) -> Exported:
 def check_packages(plan: Plan) -> None:
     """Raises ExportError that says what to install."""
     safetensors = plan.model.hub or (plan.weights and plan.weights.suffix == ".safetensors")
-    extra = {**({"safetensors": "safetensors"} if safetensors else {}), **({"transformers": "transformers"} if plan.model.hub else {})}
+    dynamo = {"onnxscript": "onnxscript"} if plan.exporter == "dynamo" else {}
+    extra = {
+        **dynamo,
+        **({"safetensors": "safetensors"} if safetensors else {}),
+        **({"transformers": "transformers"} if plan.model.hub else {}),
+    }
     needed = {**NEEDED, **extra}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:

@@ -18,6 +18,9 @@ TARGETS: tuple[Target, ...] = get_args(Target)
 FORMATS_BUILT = ("onnx",)
 OPSET = 17
 """What TensorRT and the transformer fusers read; the TorchScript-based exporter writes it best."""
+DYNAMO_OPSET = 18
+"""The least that the newer exporter writes; it converts down from there, and often can't."""
+EXPORTERS_BUILT = ("torchscript", "dynamo")
 _BF16 = "onnxruntime has no bf16 on CPUs, and a T4 none at all"
 
 CHOOSING = 0.8
@@ -79,7 +82,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
 @dataclass(frozen=True, slots=True)
 class ModelRef:
     """Where the model's factory is: a file or a module, and an attribute of it; or `hub`, a folder with a config and weights;
-    or `onnx`, a file that was exported already.
+    or `onnx`, a file that was exported already; or `program`, one that torch.export or TorchScript saved.
 
     `folders` are put at the head of the child's import path, in order. `label` is how messages and the manifest call it.
     """
@@ -91,6 +94,7 @@ class ModelRef:
     module: str | None = None
     hub: Path | None = None
     onnx: Path | None = None
+    program: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class Plan:
     dynamic: Mapping[str, Axes] | None = None
     output_names: tuple[str, ...] = ()
     format: str = "onnx"
+    exporter: str = "torchscript"
     level: int = 2
     precisions: tuple[str, ...] = ("fp32",)
     target: Target = "cpu"
@@ -128,9 +133,10 @@ class Plan:
                 f"--name {self.name!r} can't be a model's name: expected letters, digits, '_', '-' and '.', not first '.' or '-'"
             )
         _check_built("--format", self.format, FORMATS_BUILT)
+        _check_built("--exporter", self.exporter, EXPORTERS_BUILT)
         _check_built("--optimization-level", self.level, LEVELS_BUILT)
         _check_precisions(self.precisions)
-        if (self.model.hub or self.model.onnx) and self.weights:
+        if (self.model.hub or self.model.onnx or self.model.program) and self.weights:
             raise PlanError(f"--weights {self.weights}: {self.model.label} brings its own")
         if self.model.onnx and self.output_names:
             raise PlanError(f"--output-names: the outputs of {self.model.label} have names")

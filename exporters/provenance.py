@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from exporters.draft import BACKEND, Candidate, Draft
 from exporters.parity import measure, report
+from exporters.plan import ModelRef
 from server.backends.registry import backend_named
 from server.repository.manifest import Latency, Manifest, Source, TensorEntry, Variant, file_sha256
 from server.tensors import TensorSpec
@@ -18,9 +19,9 @@ TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "transfo
 def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
     """The manifest of the draft's variants; `files` are their names by precision."""
     plan, traced = draft.plan, draft.traced
-    weights = plan.weights or plan.model.onnx or (plan.model.hub and plan.model.hub / "model.safetensors")
+    weights = plan.weights or plan.model.onnx or plan.model.program or (plan.model.hub and plan.model.hub / "model.safetensors")
     source = Source(
-        kind="onnx" if plan.model.onnx else "huggingface" if plan.model.hub else "pytorch",
+        kind=_kind(plan.model),
         factory=plan.model.label,
         weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
         code_sha256=file_sha256(traced.code) if traced.code else None,
@@ -33,6 +34,12 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
         unbatched=traced.unbatched,
         variants=tuple(_variant(draft, candidate, files[precision]) for precision, candidate in draft.variants.items()),
     )
+
+
+def _kind(model: ModelRef) -> str:
+    if model.program:
+        return "torch.export" if model.program.suffix == ".pt2" else "torchscript"
+    return "onnx" if model.onnx else "huggingface" if model.hub else "pytorch"
 
 
 def _variant(draft: Draft, made: Candidate, file: str) -> Variant:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.plan import OPSET, ExportError, Plan
+from exporters.plan import DYNAMO_OPSET, OPSET, ExportError, Plan
 from server.tensors import TensorSpec, dtype_of
 
 CHILD = Path(__file__).with_name("trace_child.py")
@@ -107,6 +107,7 @@ def _job(plan: Plan) -> dict[str, Any]:
         "file": str(model.file) if model.file else None,
         "module": model.module,
         "onnx": str(model.onnx) if model.onnx else None,
+        "program": str(model.program) if model.program else None,
         "hub": str(model.hub) if model.hub else None,
         "factory": model.factory,
         "folders": [str(folder) for folder in model.folders],
@@ -115,7 +116,8 @@ def _job(plan: Plan) -> dict[str, Any]:
         "dynamic": plan.dynamic and {name: dict(axes) for name, axes in plan.dynamic.items()},
         "output_names": plan.output_names,
         "seed": plan.seed,
-        "opset": OPSET,
+        "opset": DYNAMO_OPSET if plan.exporter == "dynamo" else OPSET,
+        "dynamo": plan.exporter == "dynamo",
         "calibrate": plan.calibrates and plan.calibration is None,
     }
 

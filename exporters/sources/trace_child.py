@@ -101,6 +101,9 @@ def user_module(job: dict[str, Any]) -> ModuleType:
     if job["hub"]:
         made: ModuleType = own("trace_hub").module_of(Path(job["hub"]))
         return made
+    if job["program"]:
+        program: ModuleType = own("trace_state").program_module(Path(job["program"]))
+        return program
     sys.argv = [job["file"] or job["module"]]
     if job["file"]:
         path = Path(job["file"])
@@ -154,9 +157,8 @@ def user_model(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[Modul
     with stages.enter("forward"):
         study = studying.study(call, axes, job["output_names"], job["seed"], job["calibrate"] and not hasattr(module, "calibration"))
     with stages.enter("trace"):
-        caught = tracing.write_onnx(
-            call, studying.traced_inputs(study), study.outputs, study.symbols(), folder / "model.onnx", job["opset"]
-        )
+        written = tracing.Written(folder / "model.onnx", job["opset"], job["dynamo"])
+        caught = tracing.write_onnx(call, studying.traced_inputs(study), study.outputs, study.symbols(), written)
     return module, study, caught
 
 

@@ -18,7 +18,7 @@ from exporters.commands.verify import verify, verify_table
 from exporters.inspect import manifest_lines, manifest_table
 from exporters.package import manifest_path
 from exporters.pipeline import Exported, export, steps
-from exporters.plan import Plan, PlanError, parse_dynamic, parse_gates, parse_target
+from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_gates, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
@@ -33,6 +33,7 @@ _HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are cali
 _HELP_EVAL = "Labelled rows (.npz: the inputs and `labels`): a variant must be as good on them as FP32 is."
 _HELP_TOLERATE = "Change a precision's gate: relative, cosine, confident, metric. Once a precision."
 _HELP_ENTRY = "An entry (REPOSITORY/NAME/VERSION), a model's folder, or an exported ONNX file."
+_HELP_ENGINE = "TensorRT's engines: most_rows, likely_rows, workspace (as 2GiB), timing_cache (a file), version_compatible=yes."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -58,6 +59,7 @@ def main(
     eval: Annotated[Path | None, typer.Option("--eval", help=_HELP_EVAL, metavar="FILE")] = None,
     metric: Annotated[str | None, typer.Option(help="What --eval measures: accuracy, centroid or error.", metavar="METRIC")] = None,
     tolerate: Annotated[list[str] | None, typer.Option(help=_HELP_TOLERATE, metavar="P:KEY=N,…")] = None,
+    engine: Annotated[str, typer.Option(help=_HELP_ENGINE, metavar="KEY=VALUE,…")] = "",
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
@@ -91,6 +93,7 @@ def main(
             gates=parse_gates(tuple(tolerate or ())),
             keep_rows=keep_rows,
             timeout=timeout,
+            engine=parse_engine(engine),
         )
         if dry_run:
             typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))

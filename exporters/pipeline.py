@@ -21,8 +21,9 @@ from exporters.parity import kept
 from exporters.parity.task import labelled_set
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
-from exporters.provenance import manifest
+from exporters.provenance import engine_name, manifest
 from exporters.sources import pytorch
+from exporters.variants.engines import build_engines
 from exporters.variants.make import choose_graph, learn_ranges, make
 from server.backends.registry import backend_named
 from server.repository.manifest import Manifest, Reference, file_sha256
@@ -56,6 +57,7 @@ def steps(plan: Plan) -> tuple[Step, ...]:
     further = (Step("choose its graph", choose_graph),) if plan.level > PORTABLE else ()
     learn = (Step("see what its tensors hold", learn_ranges),) if plan.calibrates else ()
     made = tuple(Step(f"make {name} and prove it", partial(make, precision=name)) for name in plan.precisions if name != "fp32")
+    engines = (Step("build its TensorRT engines", build_engines),) if plan.target == "tensorrt" and plan.repository else ()
     return (
         Step(f"{'read' if plan.model.onnx else 'trace'} {plan.model.label}", _trace),
         Step("check the ONNX file", _check),
@@ -64,6 +66,7 @@ def steps(plan: Plan) -> tuple[Step, ...]:
         *further,
         *learn,
         *made,
+        *engines,
         Step("measure its latency", _time),
         Step("write the result", _package),
     )
@@ -146,6 +149,8 @@ def _prove(draft: Draft) -> None:
 
 
 def _time(draft: Draft) -> None:
+    if draft.engines:
+        time_together(draft, list(draft.engines.values()))
     if draft.plan.target != "cpu":
         draft.reporter.note(f"proved on this CPU but not timed: it's made for {draft.plan.target}, of whose speed a CPU says nothing")
         return
@@ -168,6 +173,7 @@ def _package(draft: Draft) -> None:
             rows = kept.keep(draft.traced.samples(), files[kept.NAME])
             reference = Reference(file=kept.NAME, sha256=file_sha256(files[kept.NAME]), rows=rows)
             draft.manifest = draft.manifest.model_copy(update={"reference": reference})
+        files |= {engine_name(precision): made.file for precision, made in draft.engines.items()}
         draft.entry = write_entry(plan.repository, plan.name, plan.version, files, draft.manifest)
     if plan.output:
         ((precision, made),) = draft.variants.items()

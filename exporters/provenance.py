@@ -6,10 +6,9 @@ import importlib.metadata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from exporters.draft import BACKEND, Candidate, Draft
+from exporters.draft import Candidate, Draft
 from exporters.parity import measure, report
 from exporters.plan import ModelRef
-from server.backends.registry import backend_named
 from server.repository.manifest import Latency, Manifest, Source, TensorEntry, Variant, file_sha256
 from server.tensors import TensorSpec
 
@@ -32,7 +31,10 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
         source=source,
         tools=_tools(traced.torch),
         unbatched=traced.unbatched,
-        variants=tuple(_variant(draft, candidate, files[precision]) for precision, candidate in draft.variants.items()),
+        variants=(
+            *(_variant(draft, candidate, files[precision]) for precision, candidate in draft.variants.items()),
+            *(_variant(draft, candidate, engine_name(precision)) for precision, candidate in draft.engines.items()),
+        ),
     )
 
 
@@ -42,10 +44,15 @@ def _kind(model: ModelRef) -> str:
     return "onnx" if model.onnx else "huggingface" if model.hub else "pytorch"
 
 
+def engine_name(precision: str) -> str:
+    """What the engine of a precision is called in an entry."""
+    return f"model.{precision}.plan"
+
+
 def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
     reference = "onnx-as-given" if draft.plan.model.onnx else "pytorch-fp32"
-    runtime, device = backend_named(BACKEND).version, measure.device()
     task = report.task(made.judged, draft.labelled, draft.gate(made).metric) if made.judged and draft.labelled else None
+    runtime, device = made.runtime, made.device
     proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
     latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
     return Variant(
@@ -53,7 +60,7 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         sha256=file_sha256(made.file),
         size=made.file.stat().st_size,
         precision=made.precision,
-        backend=BACKEND,
+        backend=made.backend,
         target=draft.plan.target,
         opset=made.graph.opset,
         optimization_level=made.level,
@@ -69,6 +76,7 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         outputs=tuple(_entry(spec) for spec in draft.traced.outputs),
         parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device, "task": task}),
         latency=latency,
+        engine=made.engine,
     )
 
 

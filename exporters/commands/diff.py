@@ -44,8 +44,13 @@ def _all(a: Manifest, b: Manifest) -> Iterator[Difference]:
     for tool in sorted({*a.tools, *b.tools}):
         yield Difference(f"tool {tool}", a.tools.get(tool, "-"), b.tools.get(tool, "-"))
     yield Difference("unbatched", a.unbatched or "-", b.unbatched or "-")
-    for precision in dict.fromkeys(variant.precision for variant in (*a.variants, *b.variants)):
-        yield from _variant(precision, a.variant(precision), b.variant(precision))
+    one, other = ({_name(variant): variant for variant in manifest.variants} for manifest in (a, b))
+    for name in dict.fromkeys((*one, *other)):
+        yield from _variant(name, one.get(name), other.get(name))
+
+
+def _name(variant: Variant) -> str:
+    return f"{variant.precision} engine" if variant.engine else variant.precision
 
 
 def _variant(name: str, a: Variant | None, b: Variant | None) -> Iterator[Difference]:

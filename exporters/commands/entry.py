@@ -26,13 +26,14 @@ class Entry:
         return self.folder / variant.file
 
     def spec(self, variant: Variant, threads: int) -> VariantSpec:
-        """The variant as a server on a CPU opens it."""
+        """The variant as a server opens it: on the first GPU if it's an engine, else on the CPU."""
         return VariantSpec(
             model=self.manifest.model,
             version=self.folder.name,
             precision=variant.precision,
             backend=variant.backend,
             path=self.file(variant),
+            device="cuda:0" if variant.engine else "cpu",
             threads=threads,
             optimization_level=variant.optimization_level,
             inputs=tuple(entry.spec() for entry in variant.inputs),

@@ -25,7 +25,14 @@ from server.gate import Gate, Operation
 from server.router.router import Router
 from server.tensors import TensorSpec
 
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository(index)",
+    "parameters",
+    "schedule_policy(priority,timeout)",
+]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
 `Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.
 

@@ -26,7 +26,8 @@ class Masked(nn.Module):
         self.mix = nn.Linear(4, 3)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return torch.as_tensor(self.mix(x) * mask)
+        scores: Tensor = self.mix(x) * mask
+        return scores
 
 
 ARRAYS = {"x": np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32), "mask": np.ones((4, 1), np.float32)}

@@ -82,6 +82,18 @@ class Call:
         with torch.no_grad():
             return [tensor.detach().cpu().numpy().copy() for tensor in self.traceable(*self.tensors(arrays))]
 
+    def exported(self) -> nn.Module:
+        """What the exporter is given: a script it takes as it is, for a script can't be traced inside another module."""
+        model = self.traceable.model
+        return model.inner if isinstance(model, Program) and isinstance(model.inner, torch.jit.ScriptModule) else self.traceable
+
+    def input_order(self) -> tuple[str, ...]:
+        """The inputs as `exported` takes them."""
+        model = self.traceable.model
+        if self.exported() is self.traceable or not isinstance(model, Program):
+            return tuple(self.example)
+        return tuple(name for name in model.input_names if name in self.example)
+
     def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(arrays[name]) for name in self.example)
 
@@ -138,10 +150,10 @@ def write_onnx(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         program = torch.onnx.export(
-            call.traceable,
-            call.tensors(arrays),
+            call.exported(),
+            tuple(torch.tensor(arrays[name]) for name in call.input_order()),
             None if to.dynamo else str(to.path),
-            input_names=list(call.example),
+            input_names=list(call.input_order()),
             output_names=list(outputs),
             opset_version=to.opset,
             **(_by_dynamo(call, symbols) if to.dynamo else {"dynamic_axes": symbols, "dynamo": False}),

@@ -29,7 +29,9 @@ _HELP_MODEL = (
     "or an example's name."
 )
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
-_HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
+_HELP_CALIBRATION = (
+    "Real inputs for other precisions than fp32: .npz, or a folder (images, .wav, .txt, a recording). Default: calibration(), or made."
+)
 _HELP_EVAL = "Labelled rows (.npz: the inputs and `labels`): a variant must be as good on them as FP32 is."
 _HELP_TOLERATE = "Change a precision's gate: relative, cosine, confident, metric. Once a precision."
 _HELP_ENTRY = "An entry (REPOSITORY/NAME/VERSION), a model's folder, or an exported ONNX file."
@@ -55,7 +57,7 @@ def main(
     optimization_level: Annotated[int, typer.Option(help="How far the graph may be changed.", min=0, max=4)] = 2,
     precisions: Annotated[str, typer.Option(help="Precisions to make, separated by commas.", metavar="P,…")] = "fp32",
     target: Annotated[str, typer.Option(help="What it's for: cpu, cuda or tensorrt.", metavar="TARGET")] = "cpu",
-    calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="FILE")] = None,
+    calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="PATH")] = None,
     eval: Annotated[Path | None, typer.Option("--eval", help=_HELP_EVAL, metavar="FILE")] = None,
     metric: Annotated[str | None, typer.Option(help="What --eval measures: accuracy, centroid or error.", metavar="METRIC")] = None,
     tolerate: Annotated[list[str] | None, typer.Option(help=_HELP_TOLERATE, metavar="P:KEY=N,…")] = None,
@@ -64,6 +66,7 @@ def main(
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
     keep_rows: Annotated[bool, typer.Option(help="Leave some rows of the proof with the entry, for verify.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished steps in the user's cache, and use them again.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds that the model's own code may take.", metavar="SECONDS")] = 600.0,
 ) -> None:
     """Export a trained PyTorch model to ONNX, prove it against PyTorch, and add it to a model repository."""
@@ -92,15 +95,20 @@ def main(
             metric=metric,
             gates=parse_gates(tuple(tolerate or ())),
             keep_rows=keep_rows,
+            resume=resume,
             timeout=timeout,
             engine=parse_engine(engine),
         )
-        if dry_run:
-            typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))
-            return
-        with following(Console(stderr=True)) as reporter:
-            exported = export(plan, reporter)
-        _show(exported)
+        _run(plan, dry_run)
+
+
+def _run(plan: Plan, dry_run: bool) -> None:
+    if dry_run:
+        typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))
+        return
+    with following(Console(stderr=True)) as reporter:
+        exported = export(plan, reporter)
+    _show(exported)
 
 
 @app.command("inspect")

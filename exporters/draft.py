@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from exporters.parity.task import Judged, LabelledSet
 from exporters.plan import Gate, Plan
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.ranges import Range
+from exporters.resume import Finished
 from exporters.sources.pytorch import Sample, Traced
 from server.backends.base import Backend, VariantSpec
 from server.backends.registry import TENSORRT, backend_named
@@ -128,8 +130,14 @@ class Draft:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     variants: dict[str, Candidate] = field(default_factory=dict)
     engines: dict[str, Candidate] = field(default_factory=dict)
+    finished: Finished = field(default_factory=lambda: Finished(None))
     manifest: Manifest = field(init=False)
     entry: Path | None = None
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Versions of what makes graphs."""
+        return (backend_named(BACKEND).version, *(f"{package} {importlib.metadata.version(package)}" for package in ("onnx", "tidegate")))
 
     @property
     def whose(self) -> str:

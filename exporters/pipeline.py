@@ -22,6 +22,7 @@ from exporters.parity.task import labelled_set
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
 from exporters.provenance import engine_name, manifest
+from exporters.resume import Finished, finished_folder
 from exporters.sources import pytorch
 from exporters.variants.engines import build_engines
 from exporters.variants.make import choose_graph, learn_ranges, make
@@ -77,7 +78,7 @@ def export(plan: Plan, reporter: Reporter) -> Exported:
     check_packages(plan)
     check_targets(plan.repository, plan.name, plan.version, plan.output)
     with tempfile.TemporaryDirectory(prefix="tidegate-export-") as work:
-        draft = Draft(plan, Path(work), reporter)
+        draft = Draft(plan, Path(work), reporter, finished=Finished(finished_folder() if plan.resume else None))
         todo = steps(plan)
         for number, step in enumerate(todo, 1):
             reporter.step(number, len(todo), step.title)
@@ -104,7 +105,10 @@ def check_packages(plan: Plan) -> None:
 def _trace(draft: Draft) -> None:
     folder = draft.work / "trace"
     folder.mkdir()
-    draft.traced = pytorch.trace(draft.plan, folder, draft.reporter.detail)
+    draft.traced = pytorch.trace(draft.plan, folder, draft.reporter.detail, draft.finished.home)
+    if draft.traced.reused:
+        draft.reporter.note("this model was traced before: that trace is used again, and proved again")
+    draft.finished.keep(draft.traced.key, {name: folder / name for name in pytorch.KEPT})
     for warning in draft.traced.warnings[:3]:
         draft.reporter.note(f"the tracer took a constant at {warning}")
     if draft.traced.unbatched:

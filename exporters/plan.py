@@ -118,7 +118,7 @@ class Plan:
     """One export. `dynamic` maps an input to its varying axes; None leaves it to the module's own `dynamic()`.
 
     `timeout` is seconds that the user's code may take. `repository` and `output` are where the result goes: one of them or both.
-    `keep_rows`: some rows of the proof stay with the entry.
+    `keep_rows`: some rows of the proof stay with the entry. `resume`: finished steps are kept, and used again.
     """
 
     model: ModelRef
@@ -139,6 +139,7 @@ class Plan:
     evaluation: Path | None = None
     metric: str | None = None
     keep_rows: bool = True
+    resume: bool = False
     gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
     timeout: float = 600.0
     seed: int = 0
@@ -171,7 +172,7 @@ class Plan:
             _check_built("--metric", self.metric, METRICS_BUILT)
         given = {"--weights": self.weights, "--example": self.example, "--calibration": self.calibration, "--eval": self.evaluation}
         for option, path in given.items():
-            if path is not None and not path.is_file():
+            if path is not None and not (path.is_file() or (option == "--calibration" and path.is_dir())):
                 raise PlanError(f"{option} {path}: no such file")
 
     @property

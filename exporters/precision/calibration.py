@@ -75,7 +75,7 @@ def calibration_set(file: Path | None, traced: Traced, inputs: Sequence[TensorSp
     Raises ExportError: which input, what was expected, what the file has.
     """
     batched = traced.unbatched is None
-    if file is None:
+    if file is None or file.is_dir():
         names = [spec.name for spec in inputs]
         left = tuple({name: batch[name] for name in names} for batch in traced.calibration())
         return CalibrationSet(traced.calibration_origin, left, batched)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -195,6 +196,20 @@ def _faults(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f", … ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+
+
+def work_key(model: nn.Module, arrays: Mapping[str, NDArray[Any]], files: Iterable[Path], more: str) -> str:
+    """A hash of all that a trace comes from: the weights as they are loaded, arrays, the files' content, and a text."""
+    digest = hashlib.sha256(f"{TORCH_VERSION}\n{model}\n{more}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name, array in arrays.items():
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for path in sorted(files):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def read_example(path: Path) -> Any:

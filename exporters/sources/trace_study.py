@@ -45,7 +45,8 @@ class Run(NamedTuple):
 class Study:
     """What was learned of the model: its runs (inputs, outputs, rows), and how its axes behave.
 
-    `holds` says that every second row of the example is held back from the runs, to calibrate on.
+    `holds` says that every second row of the example is held back from the runs, to calibrate on. `key`
+    is what the whole is kept by, for another export to use again.
     """
 
     call: Call
@@ -54,6 +55,7 @@ class Study:
     unbatched: str | None
     holds: bool = False
     runs: list[Run] = field(default_factory=list)
+    key: str = ""
 
     def proof_rows(self) -> Arrays:
         """The example's rows that the runs may have."""

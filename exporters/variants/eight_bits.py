@@ -14,6 +14,7 @@ from exporters.precision.calibration import CalibrationSet
 from exporters.precision.quantize import Scheme
 from exporters.precision.ranges import Range, observe
 from exporters.proof import choose_by
+from exporters.rows.arrays import digest
 
 
 class EightBits:
@@ -35,7 +36,10 @@ class EightBits:
         draft.reporter.detail(f"{scheme.method}{f', {len(kept)} nodes in FP32' if kept else ''}")
         self._count += 1
         file = draft.path(f"int8-{self._count}")
-        quantize.quantize(self._prepared, file, scheme, self._scales_of(scheme), kept)
+        means = ("int8", scheme.method, kept, digest(self._rows.batches), *draft.tools)
+        draft.finished.file(
+            file, self._prepared, means, lambda: quantize.quantize(self._prepared, file, scheme, self._scales_of(scheme), kept)
+        )
         graph = to_onnx.check(file)
         nodes = draft.base.nodes | {"quantized": graph.nodes}
         made = Candidate("int8", scheme.method, draft.base.level, file, graph, nodes, kept, calibrated=scheme.calibrator is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from exporters.draft import Candidate, Draft
@@ -10,7 +11,7 @@ from exporters.formats import to_onnx
 from exporters.optimize.fuse import DOMAIN
 from exporters.parity import measure
 from exporters.plan import ExportError
-from exporters.precision import cast
+from exporters.precision import cast, layers
 from exporters.precision.calibration import calibration_set, held_out
 from exporters.precision.ranges import observe
 from exporters.proof import answered, choose_by, prove
@@ -60,7 +61,7 @@ def _fp16(draft: Draft) -> Candidate:
         if not made.failures:
             return made
         failures = made.failures
-    raise refusal(draft, "fp16", failures)
+    raise refusal(draft, made, failures)
 
 
 def _cast(draft: Draft, source: Candidate) -> Candidate:
@@ -70,7 +71,7 @@ def _cast(draft: Draft, source: Candidate) -> Candidate:
     ways = list(dict.fromkeys(cast.out_of_range(source.file, ranges, saturate) for saturate in (True, False)))
     for number, kept in enumerate(ways):
         file = draft.path(f"fp16-{source.level}-{number}")
-        cast.cast(source.file, file, kept)
+        draft.finished.file(file, source.file, ("fp16", kept, *draft.tools), partial(cast.cast, source.file, file, kept))
         graph = to_onnx.check(file, domains=(DOMAIN,) if source.level > draft.base.level else ())
         method = f"cast to FP16, {source.method}" if source is draft.fused else "cast to FP16"
         made = Candidate("fp16", method, source.level, file, graph, source.nodes | {"cast": graph.nodes}, kept, calibrated=True)
@@ -93,7 +94,7 @@ def _int8(draft: Draft) -> Candidate:
         chosen = _nearest(draft, eight, tried)
     if not prove(draft, chosen):
         rows = sum(sample.rows for sample in draft.choosing)
-        raise refusal(draft, "int8", [f"it holds on the {rows} rows that chose it, but not on the proof's: {'; '.join(chosen.failures)}"])
+        raise refusal(draft, chosen, [f"it holds on the {rows} rows that chose it, but not on the proof's: {'; '.join(chosen.failures)}"])
     return chosen
 
 
@@ -103,7 +104,7 @@ def _nearest(draft: Draft, eight: EightBits, tried: list[Candidate]) -> Candidat
     nearest = min(holding or tried, key=lambda made: made.error)
     chosen = nearest if holding else eight.sparing(nearest)
     if chosen is None:
-        raise refusal(draft, "int8", nearest.failures)
+        raise refusal(draft, nearest, nearest.failures)
     chosen.tried = tuple(made.record(_verdict(made, chosen)) for made in [*tried, *([] if chosen in tried else [chosen])])
     return chosen
 
@@ -114,13 +115,23 @@ def _verdict(made: Candidate, chosen: Candidate) -> str:
     return "; ".join(made.failures) or "holds its gate, but differs more"
 
 
-def refusal(draft: Draft, precision: str, failures: list[str]) -> ExportError:
-    """What to say of a precision that can't be made."""
+def refusal(draft: Draft, made: Candidate, failures: list[str]) -> ExportError:
+    """What to say of a precision that can't be made: by how much, and which node's answer is the first that's far off."""
+    precision = made.precision
+    where = _diverging(draft, made)
     others = ",".join(other for other in draft.plan.precisions if other != precision) or "fp32"
     return ExportError(
-        f"{draft.plan.model.label}: {precision} isn't the same model: {'; '.join(failures)}; "
+        f"{draft.plan.model.label}: {precision} isn't the same model: {'; '.join(failures)}; {f'{where}; ' if where else ''}"
         f"--precisions {others} does without{draft.suspects()}"
     )
+
+
+def _diverging(draft: Draft, made: Candidate) -> str:
+    row = {name: array[:1] if draft.traced.unbatched is None else array for name, array in draft.choosing[0].inputs.items()}
+    try:
+        return layers.told(layers.layers(draft.base.file, made.file, row, measure.threads()), draft.gate(made).relative / 2)
+    except ExportError:
+        return ""  # a graph that doesn't run at all: its failures say so
 
 
 MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16, "int8": _int8})

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup tools models demo demo-alerts serve test lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ serve: models ## the demo's server without the questions
 
 test: lint types tools ## lint, types, import contracts and all tests
 	$(RUN) -m pytest
+
+conformance: tools setup ## perf_analyzer, unmodified, against this server: every protocol and way, one table
+	@$(RUN) -m tests.conformance.perf
 
 lint: setup ## ruff: rules and format
 	$(RUN) -m ruff check .
@@ -62,7 +65,7 @@ dist: setup ## wheel and source archive in dist/
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front
 
-bench-edges: setup ## the gRPC edge against an empty servicer, and HTTP beside it
+bench-edges: setup ## gRPC against an empty servicer, images in bodies, shared memory and JSON
 	@$(RUN) -m benchmarks.edges
 
 bench-batcher: setup ## the batcher against other policies and the exact optimum, in simulated time

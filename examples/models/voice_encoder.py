@@ -33,7 +33,7 @@ def build() -> nn.Module:
     path = Path(os.environ.get("TIDEGATE_MODELS") or Path(__file__).resolve().parents[2] / ".models").expanduser() / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; run `make bench-export`, which fetches it")
-    state = torch.load(path, weights_only=True)["model_state"]
+    state = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
     network = VoiceEncoder()
     network.load_state_dict({name: tensor for name, tensor in state.items() if name.startswith(("lstm.", "linear."))})
     return network.eval()

@@ -83,12 +83,12 @@ def build() -> nn.Module:
 
 def example() -> dict[str, NDArray[Any]]:
     """Crops of three photos, normalised: what an export is proved on."""
-    return {"image": _crops(PROVED_ON, 16, seed=0)}
+    return {"image": crops(PROVED_ON, 16, seed=0)}
 
 
 def calibration() -> dict[str, NDArray[Any]]:
     """Crops of four other photos: what other precisions are made by."""
-    return {"image": _crops(CALIBRATED_ON, 32, seed=1)}
+    return {"image": crops(CALIBRATED_ON, 32, seed=1)}
 
 
 def _photo(name: str) -> NDArray[np.uint8]:
@@ -97,7 +97,7 @@ def _photo(name: str) -> NDArray[np.uint8]:
     return photo
 
 
-def _crops(names: tuple[str, ...], each: int, seed: int) -> NDArray[np.float32]:
+def crops(names: tuple[str, ...], each: int, seed: int) -> NDArray[np.float32]:
     """Squares of every size from SIDE to the whole photo, at any place, some mirrored; the photos take turns."""
     rng = np.random.default_rng(seed)
     photos = [_photo(name) for name in names]

@@ -8,8 +8,9 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test lint fmt types arch protos gpu-stubs dist image image-test bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +59,12 @@ gpu-stubs: setup ## fetch TensorRT's and CUDA's Python bindings and write typing
 
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation
+
+image: ## the container image tidegate:cpu (TARGET=monitor another; without docker by buildah)
+	@.ci/image $(TARGET)
+
+image-test: setup image ## run that image without root, network, capabilities or a writable file, and stop it under load
+	$(RUN) -m pytest -p no:cacheprovider tests/deploy/image_checks.py
 
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front

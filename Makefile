@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist image image-test bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist render image image-test bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ gpu-stubs: setup ## fetch TensorRT's and CUDA's Python bindings and write typing
 
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation
+
+render: setup ## what is generated for the chart: schema, README, rules, dashboard
+	@$(RUN) -m tests.deploy.pages
 
 image: ## the container image tidegate:cpu (TARGET=monitor another; without docker by buildah)
 	@.ci/image $(TARGET)

@@ -20,6 +20,7 @@ from server.lanes.base import Lane
 from server.lanes.inline import INLINE_LIMIT, InlineLane
 from server.lanes.process.lane import PATIENCE, ProcessLane
 from server.lanes.process.messages import Job
+from server.lanes.process.streaming import StreamingLane
 from server.lanes.sweep import Choice, Shape, candidates, file_size, sweep
 from server.lanes.thread import ThreadLane
 from server.lanes.warmup import WarmUp, warm_up
@@ -44,6 +45,7 @@ class LanePlan:
     memory_limit: int = 0
     pin: bool = False
     run_limit: float = PATIENCE.run
+    decoupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,8 @@ def _chosen(
 def _in_processes(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loop: asyncio.AbstractEventLoop, why: str) -> Opened:
     """The first child opens, warms up and sweeps; the others follow one by one, with what it found."""
     job = Job(spec, plan.rows, plan.trust_batch_axis, tuple(shapes), plan.memory_limit)
-    first = ProcessLane.open(_name(spec, 0), job, loop, replace(PATIENCE, run=plan.run_limit))
+    kind = StreamingLane if plan.decoupled else ProcessLane
+    first = kind.open(_name(spec, 0), job, loop, replace(PATIENCE, run=plan.run_limit))
     ready = first.ready
     lanes = [first]
     try:

@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist render image image-test bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist render image image-test bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor bench-autoscale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ bench-lanes: setup ## process lanes, the arbiter, and what a killed lane costs
 
 bench-monitor: setup ## how much of a core the monitor takes
 	$(RUN) -m benchmarks.monitor
+
+bench-autoscale: setup ## which figure to scale replicas by, in simulated time
+	@$(RUN) -m benchmarks.autoscale
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

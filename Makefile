@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist render image image-test bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor bench-autoscale clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor bench-autoscale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ image: ## the container image tidegate:cpu (TARGET=monitor another; without dock
 
 image-test: setup image ## run that image without root, network, capabilities or a writable file, and stop it under load
 	$(RUN) -m pytest -p no:cacheprovider tests/deploy/image_checks.py
+
+cluster-check: setup tools ## the chart on a real cluster, for those who have docker and kind
+	@.ci/cluster-check
 
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front

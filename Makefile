@@ -69,7 +69,8 @@ render: setup ## what is generated for the chart: schema, README, rules, dashboa
 image: ## the container image tidegate:cpu (TARGET=monitor another; without docker by buildah)
 	@.ci/image $(TARGET)
 
-image-test: setup image ## run that image without root, network, capabilities or a writable file, and stop it under load
+image-test: setup ## build and run the images without root, network, capabilities or a writable file; stop one under load
+	@for target in cpu monitor; do .ci/image $$target; done
 	$(RUN) -m pytest -p no:cacheprovider tests/deploy/image_checks.py
 
 cluster-check: setup tools ## the chart on a real cluster, for those who have docker and kind

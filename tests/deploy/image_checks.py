@@ -1,4 +1,4 @@
-"""The built image tidegate:cpu, run for real with podman: `make image-test`. Slow and root's, so no part of `make test`.
+"""The built images tidegate:cpu and tidegate:monitor, run with podman: `make image-test`. Slow and root's, so no part of `make test`.
 
 Nothing may be written, no capability is held, the user is 10001, and there's no network but the container's own loopback: clients are
 processes of this machine that step into the container's network namespace.
@@ -25,7 +25,7 @@ STORE = ROOT / "build" / "containers"
 _STORAGE = ("--root", str(STORE / "storage"), "--runroot", str(STORE / "run"), "--storage-driver", "overlay")
 PODMAN = ("podman", *_STORAGE, "--runtime", "runc", "--cgroup-manager", "cgroupfs")
 # What Kubernetes' restricted profile asks, and --read-only without the writable /tmp that podman would add.
-LOCKED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges", "--user=10001", "--network=none")
+LOCKED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=all", "--security-opt=no-new-privileges", "--user=10001")
 LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
 EMULATED = """\
 backend: emulated
@@ -66,8 +66,7 @@ class Container:
     """A container of tidegate:cpu. `ready` is its ready line."""
 
     def __init__(self, models: Path, *options: str) -> None:
-        command = (*PODMAN, "run", "--detach", "--pull=never", *LIMITS, *LOCKED, "-v", f"{models}:/models:ro", *options, "tidegate:cpu")
-        self.name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
+        self.name = start("-v", f"{models}:/models:ro", *options, "tidegate:cpu")
         until(lambda: '"event":"ready"' in self.podman("logs", self.name).stdout)
 
     def podman(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -91,6 +90,12 @@ class Container:
 
     def remove(self) -> None:
         self.podman("rm", "--force", "--time", "0", self.name)
+
+
+def start(*arguments: str, network: str = "none") -> str:
+    """Start a container, locked as above. Its name."""
+    command = (*PODMAN, "run", "--detach", "--pull=never", *LIMITS, *LOCKED, f"--network={network}", *arguments)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
 
 
 def until(holds: object, seconds: float = 60.0) -> None:
@@ -187,3 +192,23 @@ def test_a_second_signal_ends_the_wait(models: Path) -> None:
         until(lambda: container.podman("inspect", container.name, "--format", "{{.State.Status}}").stdout.strip() == "exited", 20)
     finally:
         container.remove()
+
+
+def test_the_monitor_image_watches_the_server(container: Container, tmp_path: Path) -> None:
+    """In the server's network, with one place to write: its state. The server is seen to be up, and the Watchdog is told."""
+    rules = tmp_path / "monitor.yaml"
+    targets = 'sources: {targets: ["127.0.0.1:8002"], nvml: "off", host: false}\n'
+    rules.write_text(f"metrics: []\ninterval: 1s\n{targets}state: /var/lib/tidegate/monitor.db\nlisten: 127.0.0.1:9099\n")
+    rules.chmod(0o644)
+    state = ("--tmpfs", "/var/lib/tidegate:rw,mode=1777")
+    mounted = f"{rules}:/etc/tidegate/monitor.yaml:ro"
+    name = start(*state, "-v", mounted, "tidegate:monitor", network=f"container:{container.name}")
+    try:
+        until(lambda: "Watchdog" in container.podman("logs", name).stdout)
+        until(lambda: container.podman("healthcheck", "run", name).returncode == 0)
+        up = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9099/metrics').read().decode())"
+        assert "tidegate_monitor_" in container.podman("exec", name, "python3", "-c", up).stdout
+        logs = container.podman("logs", name)
+        assert "TargetDown" not in logs.stdout, logs.stdout + logs.stderr
+    finally:
+        container.podman("rm", "--force", "--time", "10", name)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from .samples import Arrays
-from .trace_state import RefusedError
+from .trace_state import Program, RefusedError
 
 USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError)
 """What a forward raises where it can't take an input."""
@@ -82,13 +83,25 @@ class Call:
         with torch.no_grad():
             return [tensor.detach().cpu().numpy().copy() for tensor in self.traceable(*self.tensors(arrays))]
 
+    def exported(self) -> nn.Module:
+        """What the exporter is given: a script it takes as it is, for a script can't be traced inside another module."""
+        model = self.traceable.model
+        return model.inner if isinstance(model, Program) and isinstance(model.inner, torch.jit.ScriptModule) else self.traceable
+
+    def input_order(self) -> tuple[str, ...]:
+        """The inputs as `exported` takes them."""
+        model = self.traceable.model
+        if self.exported() is self.traceable or not isinstance(model, Program):
+            return tuple(self.example)
+        return tuple(name for name in model.input_names if name in self.example)
+
     def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(arrays[name]) for name in self.example)
 
 
 def bind(model: nn.Module, example: Arrays) -> Call:
     """Match the example's names with forward's parameters: by keyword where they agree, by position for a single other name."""
-    parameters = [part for name, part in inspect.signature(model.forward).parameters.items() if name != "self"]
+    parameters = _parameters(model)
     plain = [part for part in parameters if part.kind in (part.POSITIONAL_OR_KEYWORD, part.KEYWORD_ONLY)]
     names = [part.name for part in plain]
     needed = [part.name for part in plain if part.default is part.empty]
@@ -107,12 +120,28 @@ def bind(model: nn.Module, example: Arrays) -> Call:
     raise RefusedError(f"the example's names don't fit: it has {', '.join(example)}; forward takes ({', '.join(names)})")
 
 
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """Those of forward, or of the module that a program was traced from."""
+    if isinstance(model, Program):
+        return [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in model.input_names]
+    return [part for name, part in inspect.signature(model.forward).parameters.items() if name != "self"]
+
+
 def _unnamed(example: Arrays) -> bool:
     return list(example) == [f"arr_{index}" for index in range(len(example))]
 
 
+@dataclass(frozen=True)
+class Written:
+    """How the file is to be written: its opset, and by which of torch's exporters."""
+
+    path: Path
+    opset: int
+    dynamo: bool = False
+
+
 def write_onnx(
-    call: Call, arrays: Arrays, outputs: tuple[str, ...], symbols: dict[str, dict[int, str]], path: Path, opset: int
+    call: Call, arrays: Arrays, outputs: tuple[str, ...], symbols: dict[str, dict[int, str]], to: Written
 ) -> list[tuple[str, int, str]]:
     """Trace the call on `arrays` and write the file. `symbols` names the axes that vary.
 
@@ -121,15 +150,48 @@ def write_onnx(
     logging.disable(logging.CRITICAL)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.onnx.export(
-            call.traceable,
-            call.tensors(arrays),
-            str(path),
-            input_names=list(call.example),
+        program = torch.onnx.export(
+            call.exported(),
+            tuple(torch.tensor(arrays[name]) for name in call.input_order()),
+            None if to.dynamo else str(to.path),
+            input_names=list(call.input_order()),
             output_names=list(outputs),
-            dynamic_axes=symbols,
-            opset_version=opset,
-            dynamo=False,
+            opset_version=to.opset,
+            **(_by_dynamo(call, symbols) if to.dynamo else {"dynamic_axes": symbols, "dynamo": False}),
         )
+        if program is not None:
+            program.save(str(to.path), external_data=False)
     found = [(w.filename, w.lineno, str(w.message).split(".")[0]) for w in caught if issubclass(w.category, TracerWarning)]
     return list(dict.fromkeys(found))
+
+
+def _by_dynamo(call: Call, symbols: dict[str, dict[int, str]]) -> dict[str, Any]:
+    """The options of the newer exporter. Axes are told to it by position, for forward here takes any number of tensors."""
+    dims = {symbol: torch.export.Dim.DYNAMIC for axes in symbols.values() for symbol in axes.values()}
+    shapes = tuple({axis: dims[symbol] for axis, symbol in symbols.get(name, {}).items()} for name in call.example)
+    return {"dynamic_shapes": (shapes,), "dynamo": True, "verbose": False, "optimize": True}
+
+
+LABELS, WORTH_ROWS = "labels", 64
+"""What a labelled set calls its labels, and how many of its rows are run at once."""
+
+
+def worth(call: Call, labelled: Arrays | None) -> tuple[NDArray[Any], float | None]:
+    """The first output's answers to the labelled rows, else to the example; and the share of rows whose best class is their label,
+    None where it isn't one for each."""
+    if labelled is None:
+        return call.answer(call.example)[0], None
+    labels = labelled.get(LABELS)
+    count = len(next(iter(labelled.values())))
+    cuts = range(0, count, WORTH_ROWS)
+    parts = [call.answer({name: labelled[name][start : start + WORTH_ROWS] for name in call.example})[0] for start in cuts]
+    answers = np.concatenate(parts)
+    scored = labels is not None and labels.dtype.kind in "iu" and answers.ndim == 2 and labels.shape == (len(answers),)
+    return answers, float((answers.argmax(axis=1) == labels).mean()) if scored else None
+
+
+def mean_cosine(one: NDArray[Any], two: NDArray[Any]) -> float:
+    """Of the angle between rows."""
+    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (one, two))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())

@@ -1,4 +1,4 @@
-"""The sections of model.yaml for models that are more than a file: Python classes, ensembles."""
+"""The sections of model.yaml for models that are more than a file: Python classes, ensembles, models with a state or a cache."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from server.repository.model_values import VERSION_PATTERN
+from server.config import Timeout
+from server.repository.model_values import MAX_RANK, VERSION_PATTERN
+from server.units import size
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+CacheBytes = Annotated[int, BeforeValidator(size), Field(ge=0), WithJsonSchema({"type": ["integer", "string"]})]
 
 
 def _version(value: object) -> object:
@@ -32,6 +37,28 @@ class Steps(_Section):
     """An ensemble."""
 
     steps: tuple[Step, ...] = Field(min_length=1, max_length=64, description="Its parts, in any order.")
+
+
+class State(_Section):
+    """A tensor that goes from one request of a sequence to the next."""
+
+    input: str = Field(min_length=1, max_length=255, description="The input that takes it; zeros at a sequence's beginning.")
+    output: str = Field(min_length=1, max_length=255, description="The output that gives it for the next request.")
+    batch_axis: int = Field(default=0, ge=0, lt=MAX_RANK, description="The axis of both that counts rows.")
+
+
+class SequenceConfig(_Section):
+    """What a stateful model keeps between the requests of a sequence."""
+
+    state: tuple[State, ...] = Field(min_length=1, max_length=64, description="What is kept; clients neither send nor see it.")
+    idle_timeout: Timeout = Field(default=60.0, description="Time after which a sequence that isn't used is forgotten.")
+    max_sequences: int = Field(default=1024, ge=1, le=1 << 20, description="Most sequences that are kept; beyond them 503.")
+
+
+class Cache(_Section):
+    """Answers that are kept."""
+
+    max_bytes: CacheBytes = Field(default=0, description="Most bytes of answers that are kept, such as 64MiB; 0: none.")
 
 
 class PythonCode(_Section):

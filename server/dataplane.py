@@ -66,7 +66,7 @@ class DataPlane:
         if figures is None:
             self._recorder.unrouted(error.reason if error is not None else "unloaded")
         elif error is not None or batch is None:
-            figures.failed(error.reason if error is not None else "internal")
+            figures.failed(error.reason if error is not None else "internal", total)
         else:
             figures.answered(total, batch.cut - request.queued, request.decode_seconds, encode_seconds)
         if request.tenant and figures is not None:  # else it's still as the client wrote it, which no label may be

@@ -80,6 +80,11 @@ class Engine:
         return self._queue.bytes
 
     @property
+    def queue_requests(self) -> int:
+        """Requests that wait. Any thread."""
+        return self._queue.waiting()
+
+    @property
     def offered_rows(self) -> int:
         """All rows that ever came, those refused too."""
         return self._queue.arrived
@@ -205,7 +210,7 @@ class Engine:
         if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
             self._scheduler.release(lane, self._successor(lane))
         self._scheduler.over(facts.finished - facts.started)
-        self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
+        self.figures.batch(facts, gather_seconds, monotonic() - facts.finished, error is not None)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
                 self._answer(ticket, shares[position] if shares else {}, error, facts)

@@ -32,6 +32,9 @@ SUCCESS = "success"
 USUAL_REASONS = ("invalid", "overloaded", "deadline", "backend", "cancelled")
 """Reasons whose series exist from the start, so that the first failure is seen as an increase."""
 
+FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+"""Triton's reasons of failed requests: REJECTED is our rejected, CANCELED our cancelled, BACKEND the reason backend, OTHER the rest."""
+
 DROPS = ("expired", "hopeless", "given_up")
 """Why a request with a deadline gets no run: it's past, it can't be kept any more, or others are answered in its place."""
 

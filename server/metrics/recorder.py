@@ -7,7 +7,7 @@ sees each of them whole, and at most one observation apart from its neighbours.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from server.messages import BatchFacts, ModelKey
@@ -27,15 +27,19 @@ from server.metrics.catalogue import (
 from server.ring import Ring
 
 MAX_KEYS = 27
-"""Models, versions and precisions with series of their own: 5,000 series in all. What comes beyond is counted under OTHER."""
+"""Models, versions and precisions with series of their own: 5,000 series in all. What comes beyond is shown as OTHER."""
 MAX_LANES = 8
 MAX_TENANTS = 32
+MAX_RESPONSES = 64
+"""Responses of a request that statistics tell apart; those after the last count with it."""
 OTHER = ModelKey("other", "", "")
 UNROUTED = ModelKey("", "", "")
 
 Counts: TypeAlias = list[float]
 """A histogram: how many fell into each bucket, the last above all bounds; then the sum of what was observed."""
 GaugeKey: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+RESPONSE_PARTS = ("compute_infer", "compute_output", "success", "fail", "empty_response", "cancel")
+"""What is known of the n-th responses of a model's requests: how many, and seconds, of each."""
 
 
 def _histogram(bounds: tuple[float, ...]) -> Counts:
@@ -46,8 +50,8 @@ class Figures:
     """What one model, version and precision did so far. Called in the event loop only."""
 
     __slots__ = (
-        *("batches", "compute", "decode", "drops", "duration", "encode", "failures", "gather", "key", "lanes", "length", "note", "padding"),
-        *("queue", "rows", "scatter"),
+        *("batches", "compute", "decode", "drops", "duration", "encode", "fail_seconds", "failures", "gather", "hits", "key", "lanes"),
+        *("last", "length", "misses", "note", "padding", "queue", "responses", "rows", "runs", "scatter"),
     )
 
     def __init__(self, key: ModelKey, ring: Ring | None = None) -> None:
@@ -62,6 +66,11 @@ class Figures:
         self.lanes: dict[str, float] = {}
         self.failures: dict[str, int] = dict.fromkeys(USUAL_REASONS, 0)
         self.drops: dict[str, int] = dict.fromkeys(DROPS, 0)
+        self.fail_seconds = 0.0
+        self.last = 0.0  # time.monotonic of the end of the last run
+        self.runs: dict[int, list[float]] = {}  # of runs that went well, by their rows: how many, seconds of gather, compute and scatter
+        self.hits, self.misses = [0.0, 0.0], [0.0, 0.0]  # of the response cache: how many, seconds
+        self.responses: dict[int, dict[str, list[float]]] = {}
 
     def answered(self, total: float, queue: float, decode: float, encode: float) -> None:
         """One request was answered; seconds in all, and in the phases that are its own."""
@@ -78,19 +87,51 @@ class Figures:
         counts[bisect_left(PHASE_SECONDS, encode)] += 1
         counts[-1] += encode
 
-    def failed(self, reason: str) -> None:
-        """One request was not answered. `reason` is its error's; one that the catalogue doesn't know counts as internal."""
+    def failed(self, reason: str, total: float = 0.0) -> None:
+        """One request was not answered, after `total` seconds. `reason` is its error's; one that the catalogue doesn't know counts as
+        internal."""
         _failed(self.failures, reason)
+        self.fail_seconds += total
 
-    def batch(self, facts: BatchFacts, gather_seconds: float, scatter_seconds: float) -> None:
-        """One batch ran: its phases count once for each of its requests, so that a request's phases add up."""
-        requests, compute = facts.requests, facts.finished - facts.started
-        self.note((facts.cut, *self.key, facts.rows, requests, facts.length, facts.reason, facts.lane, compute))
-        for counts, seconds in ((self.gather, gather_seconds), (self.compute, compute), (self.scatter, scatter_seconds)):
-            counts[bisect_left(PHASE_SECONDS, seconds)] += requests
-            counts[-1] += seconds * requests
-        self.rows[bisect_left(ROWS, facts.rows)] += 1
-        self.rows[-1] += facts.rows
+    def hit(self, total: float, lookup: float, decode: float, encode: float) -> None:
+        """One request was answered from the response cache, which took `lookup` seconds; it's answered without having run."""
+        self.answered(total, 0.0, decode, encode)
+        _add(self.hits, lookup)
+
+    def missed(self, seconds: float) -> None:
+        """The response cache was asked in vain, and later given the answer: seconds of both."""
+        _add(self.misses, seconds)
+
+    def responded(self, index: int, outcome: str, compute: float, output: float) -> None:
+        """A decoupled model gave response `index` (from 0) of a request, in `compute` seconds, and `output` more to hand it on. `outcome` is
+        success, fail, empty_response or cancel."""
+        index = min(index, MAX_RESPONSES - 1)
+        parts = self.responses.get(index)
+        if parts is None:
+            parts = self.responses[index] = {part: [0.0, 0.0] for part in RESPONSE_PARTS}
+        _add(parts["compute_infer"], compute)
+        if outcome != "empty_response":
+            _add(parts["compute_output"], output)
+        _add(parts[outcome], compute + output)
+
+    def batch(self, facts: BatchFacts, gather_seconds: float, scatter_seconds: float, failed: bool = False) -> None:
+        """One batch ran. The phases of one that went well count once for each of its requests, so that a request's phases add up."""
+        rows, requests, compute = facts.rows, facts.requests, facts.finished - facts.started
+        self.note((facts.cut, *self.key, rows, requests, facts.length, facts.reason, facts.lane, compute))
+        if not failed:
+            for counts, seconds in ((self.gather, gather_seconds), (self.compute, compute), (self.scatter, scatter_seconds)):
+                counts[bisect_left(PHASE_SECONDS, seconds)] += requests
+                counts[-1] += seconds * requests
+            run = self.runs.get(rows)
+            if run is None:
+                run = self.runs[rows] = [0.0, 0.0, 0.0, 0.0]
+            run[0] += 1
+            run[1] += gather_seconds
+            run[2] += compute
+            run[3] += scatter_seconds
+            self.last = facts.finished
+        self.rows[bisect_left(ROWS, rows)] += 1
+        self.rows[-1] += rows
         if facts.length > 1:
             self.length[bisect_left(LENGTHS, facts.length)] += 1
             self.length[-1] += facts.length
@@ -116,29 +157,38 @@ class Recorder:
     def __init__(self) -> None:
         self.ring = Ring()
         self._figures: dict[ModelKey, Figures] = {}
-        self._other: Figures | None = None
+        # Those that are shown as OTHER, and the sums of those of them that were closed: a counter never falls. Replaced, never changed.
+        self._rest: tuple[Mapping[ModelKey, Figures], Figures] = ({}, Figures(OTHER))
         self._unrouted: dict[str, int] = dict.fromkeys(("invalid", "not_found", "model_unavailable"), 0)
         self._gauges: dict[GaugeKey, Callable[[], float]] = {}
         self._tenants: dict[str, dict[str, int]] = {}
 
     def figures(self, key: ModelKey) -> Figures:
-        """The figures of `key`, made if there are none; those of OTHER beyond MAX_KEYS."""
-        found = self._figures.get(key)
-        if found is not None:
-            return found
-        if len(self._figures) >= MAX_KEYS:
-            self._other = self._other or Figures(OTHER, self.ring)
-            return self._other
-        made = self._figures[key] = Figures(key, self.ring)
-        return made
+        """The figures of `key`, made if there are none. They stay while a version is loaded anew: counts never fall."""
+        rest, gone = self._rest
+        found = self._figures.get(key) or rest.get(key)
+        if found is None:
+            found = Figures(key, self.ring)
+            if len(self._figures) < MAX_KEYS:
+                self._figures[key] = found
+            else:
+                self._rest = ({**rest, key: found}, gone)
+        return found
+
+    def of(self, model: str, version: str) -> list[Figures]:
+        """The figures of a version, in each of its precisions. Any thread."""
+        return [each for key, each in (self._figures | self._rest[0]).items() if key[:2] == (model, version)]
 
     def close(self, key: ModelKey) -> None:
         """The model is gone: its series end, and its place is free."""
         self._figures.pop(key, None)
-        gone = set(zip(("model", "version", "precision"), key, strict=True))
+        rest, gone = self._rest
+        if key in rest:
+            self._rest = ({other: each for other, each in rest.items() if other != key}, merged(OTHER, (gone, rest[key])))
+        gone_labels = set(zip(("model", "version", "precision"), key, strict=True))
         for gauge in list(self._gauges):
             labels = set(gauge[1])
-            if labels and labels <= gone:
+            if labels and labels <= gone_labels:
                 del self._gauges[gauge]
 
     def unrouted(self, reason: str) -> None:
@@ -170,8 +220,44 @@ class Recorder:
 
     def snapshot(self) -> tuple[list[Figures], dict[str, int], dict[GaugeKey, Callable[[], float]]]:
         """What there is to show: figures, failures that reached no model, gauges. For the scraping thread."""
-        figures = list(self._figures.values())
-        return [*figures, self._other] if self._other else figures, self._unrouted.copy(), self._gauges.copy()
+        figures, (rest, gone) = list(self._figures.values()), self._rest
+        if rest or any(gone.duration) or any(gone.failures.values()):
+            figures.append(merged(OTHER, (gone, *rest.values())))
+        return figures, self._unrouted.copy(), self._gauges.copy()
+
+
+def merged(key: ModelKey, several: Iterable[Figures]) -> Figures:
+    """The sums of several figures, as one."""
+    total = Figures(key)
+    for figures in several:
+        for name in ("duration", "decode", "queue", "gather", "compute", "scatter", "encode", "rows", "length", "padding", "hits", "misses"):
+            setattr(total, name, [a + b for a, b in zip(getattr(total, name), getattr(figures, name), strict=True)])
+        for name in ("batches", "lanes", "failures", "drops"):
+            counts = getattr(total, name)
+            for label, count in getattr(figures, name).copy().items():
+                counts[label] = counts.get(label, 0) + count
+        for rows, run in figures.runs.copy().items():
+            total.runs[rows] = [a + b for a, b in zip(total.runs.get(rows, [0.0] * 4), run, strict=True)]
+        for index, parts in figures.responses.copy().items():
+            known = total.responses.setdefault(index, {part: [0.0, 0.0] for part in RESPONSE_PARTS})
+            total.responses[index] = {name: [a + b for a, b in zip(known[name], part, strict=True)] for name, part in parts.items()}
+        total.fail_seconds += figures.fail_seconds
+        total.last = max(total.last, figures.last)
+    return _few_lanes(total)
+
+
+def _few_lanes(figures: Figures) -> Figures:
+    """No more lanes than a model's series may name."""
+    names = list(figures.lanes)
+    rest = sum(figures.lanes.pop(name) for name in names[MAX_LANES - 1 :])
+    if rest:
+        figures.lanes[OTHER.name] = figures.lanes.get(OTHER.name, 0.0) + rest
+    return figures
+
+
+def _add(counts: list[float], seconds: float) -> None:
+    counts[0] += 1
+    counts[1] += seconds
 
 
 def _failed(failures: dict[str, int], reason: str) -> None:

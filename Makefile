@@ -9,13 +9,16 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup models demo serve test lint fmt types arch protos dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo serve test lint fmt types arch protos dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## a virtual environment in .venv with the pinned packages (seconds when nothing changed)
 	@.ci/setup
+
+tools: ## fetch the real tools that tests ask (Prometheus, helm, …) into .tools, installing nothing
+	@.ci/tools
 
 models: setup ## fetch the trained weights that the demo and some tests use
 	@$(RUN) -m examples.fetch
@@ -26,7 +29,7 @@ demo: models ## export three models, serve them, ask them, keep serving (DEMO_EX
 serve: models ## the demo's server without the questions
 	@$(RUN) -m examples.demo --no-questions
 
-test: lint types ## lint, types, import contracts and all tests
+test: lint types tools ## lint, types, import contracts and all tests
 	$(RUN) -m pytest
 
 lint: setup ## ruff: rules and format

@@ -29,6 +29,7 @@ def serve(
     grpc_port: Annotated[str | None, typer.Option(help="gRPC port; 0 for any free one, off for none.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 for any free one.")] = None,
     model_control: Annotated[str | None, typer.Option(help="none: what the repository holds at the start is served.")] = None,
+    allow: Annotated[str | None, typer.Option(help="Of upload, files and shared-memory what clients may do, with commas.")] = None,
 ) -> None:
     """Serve every model in the repository. Prints one line of JSON on stdout when ready; logs go to stderr."""
     flags = {
@@ -38,6 +39,7 @@ def serve(
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "model_control": model_control,
+        "allow": allow,
     }
     settings = load_settings(config, flags)
     backend_named("onnxruntime")  # names the extras to install, before anything listens

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -49,6 +49,11 @@ def _words(value: object) -> object:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
+def _list(value: object) -> object:
+    """A list, or text with commas between its words."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 def _port_or_none(value: object) -> object:
     """`off`, `none` or a port."""
     return None if value in ("off", "none") else value
@@ -74,6 +79,14 @@ OptionalPort: TypeAlias = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
 ]
 Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
+
+
+Allowance: TypeAlias = Literal["upload", "files", "shared-memory"]
+Allowances: TypeAlias = Annotated[
+    tuple[Allowance, ...],
+    BeforeValidator(_list),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"enum": list(get_args(Allowance))}}, {"type": "string"}]}),
+]
 
 
 def _built(control: str) -> str:
@@ -194,6 +207,9 @@ class Settings(_Section):
     metrics_port: Port = Field(default=8002, description="Port of /metrics; 0 for any free one.")
     server_name: str = Field(default="tidegate", min_length=1, max_length=256, description="Name in the server metadata.")
     model_control: Control = Field(default="none", description="none: the repository is read once, at the start.")
+    allow: Allowances = Field(
+        default=(), description="What clients with the class control may do besides: upload models, name files, register shared memory."
+    )
     ready_when: Words = Field(default="all", description="Ready once all models are, or any, or the named ones.")
     drain_delay: Seconds = Field(default=5.0, description="On SIGTERM, how long requests are still accepted while readiness says no.")
     drain_timeout: Seconds = Field(default=30.0, description="Then, how long accepted requests have to be answered.")

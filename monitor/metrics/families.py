@@ -13,14 +13,10 @@ from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, Metric
 _GPU = ("gpu",)
 
 _LATER = (
-    Metric("tidegate_dropped_total", "counter", "Requests refused because of their deadline.", (*MODEL_LABELS, "reason")),
-    Metric("tidegate_capacity_utilization", "gauge", "Rows offered a second over what all lanes can serve.", MODEL_LABELS),
-    Metric("tidegate_padding_ratio", "histogram", "Share of a batch's cells that was padding.", MODEL_LABELS, (0.05, 0.1, 0.2, 0.4)),
     Metric("tidegate_cache_lookups_total", "counter", "Lookups of the response cache, by result (hit, miss).", ("model", "result")),
     Metric("tidegate_active_precision", "gauge", "1 for the precision that answers.", MODEL_LABELS),
     Metric("tidegate_drift_statistic", "gauge", "The drift guard's statistic; it falls back at its bound.", MODEL_LABELS),
     Metric("tidegate_canary_step", "gauge", "Share of the traffic that the canary has.", ("model", "version")),
-    Metric("tidegate_lane_restarts_total", "counter", "Lanes that died and were started again.", ("model", "lane", "reason")),
     Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU),
     Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU),
     Metric("tidegate_gpu_memory_total_bytes", "gauge", "GPU memory there is.", _GPU),

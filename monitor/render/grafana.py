@@ -196,7 +196,6 @@ def _variable(name: str) -> dict[str, Any]:
         "type": "query",
         "label": name.capitalize(),
         "datasource": _source(),
-        "definition": query,
         "query": {"query": query, "refId": name},
         "includeAll": True,
         "allValue": ".*",
@@ -213,8 +212,7 @@ def _alerts() -> dict[str, Any]:
         "enable": True,
         "iconColor": "red",
         "datasource": _source(),
-        "expr": 'ALERTS{alertstate="firing", alertname!="Watchdog"}',
+        "target": {"refId": "alerts", "expr": 'ALERTS{alertstate="firing", alertname!="Watchdog"}', "interval": "15s"},
         "titleFormat": "{{alertname}}",
         "textFormat": "{{severity}} {{model}}",
-        "step": "15s",
     }

@@ -1,10 +1,9 @@
-"""Against a running Prometheus with the rendered rules, where one is installed: it and the monitor watch the same target and agree, the
-monitor asks it PromQL, and every query of the dashboard gives data from a real tidegate server."""
+"""Against a running Prometheus with the rendered rules: it and the monitor watch the same target and agree, the monitor asks it PromQL,
+and every query of the dashboard gives data from a real tidegate server."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,9 +22,7 @@ from tests.monitor.files import EXAMPLE, rules
 from tests.monitor.pages_served import Request, reply, serving
 from tests.server.models import identity_model
 from tests.server.running import in_thread, infer_json, wire
-
-PROMETHEUS = shutil.which("prometheus")
-pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason="prometheus isn't installed (Debian: prometheus)")
+from tests.tools import tool
 
 # Two seconds of samples are a window here, so that an alert ends while a test waits.
 SETTINGS = 'pack: false\nwatchdog: false\ninterval: 250ms\nsources: {targets: ["TARGET"], nvml: "off", host: false}\nstate: STATE\n'
@@ -70,7 +67,7 @@ async def prometheus(folder: Path, target: str, rule_text: str) -> AsyncIterator
     (folder / "rendered.yaml").write_text(rule_text)
     port = free_port()
     flags = ("--config.file=prometheus.yaml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}", "--log.level=error")
-    process = await asyncio.create_subprocess_exec(PROMETHEUS or "", *flags, cwd=folder)
+    process = await asyncio.create_subprocess_exec(tool("prometheus"), *flags, cwd=folder)
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             await until(lambda: answers(client))

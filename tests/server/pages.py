@@ -37,7 +37,7 @@ def settings_table() -> str:
 
 def _plain(key: tuple[str, ...], value: object) -> str:
     """A default as a person would write it in the file."""
-    if value is None:
+    if value in (None, ()):
         return "none"
     if isinstance(value, int) and value >= 1024 and not key[-1].endswith("port"):
         power = (value.bit_length() - 1) // 10

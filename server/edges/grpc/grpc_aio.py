@@ -137,7 +137,7 @@ class Methods:
     def _cold(self, method: str) -> Unary:
         async def handle(body: bytes, context: Context) -> bytes:
             try:
-                return self.servicer.call(method, body, self.call(context))
+                return await self.servicer.call(method, body, self.call(context))
             except TidegateError as error:
                 await refuse(context, error)
                 raise

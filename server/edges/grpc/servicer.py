@@ -5,8 +5,9 @@ METHODS is the whole list. A method without a function is one that isn't built y
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any, NamedTuple, TypeAlias
 
 from server.config import VERSION
@@ -31,19 +32,22 @@ class Servicer:
     control: ControlPlane
     ready: Callable[[], bool]
 
-    def call(self, method: str, body: bytes, call: Call) -> bytes:
+    async def call(self, method: str, body: bytes, call: Call) -> bytes:
         """Run a method by its name, from message bytes to message bytes. Raises TidegateError."""
         request, operation, run = METHODS[method]
         admitted(self.gate, call, operation)
         if run is None:
             raise Unsupported(f"{method} isn't built yet")
-        answer: bytes = _RESPONSES[method](**run(self, parse(request, body))).SerializeToString()
+        fields = run(self, parse(request, body))
+        if isawaitable(fields):
+            fields = await fields
+        answer: bytes = _RESPONSES[method](**fields).SerializeToString()
         return answer
 
 
 Fields: TypeAlias = Mapping[str, Any]
-Run: TypeAlias = Callable[[Servicer, Message], Fields]
-"""A method: the request's message → the fields of the answer's."""
+Run: TypeAlias = Callable[[Servicer, Message], Fields | Awaitable[Fields]]
+"""A method: the request's message → the fields of the answer's, at once or to be awaited."""
 
 
 class Entry(NamedTuple):

@@ -1,10 +1,9 @@
-"""What is rendered: read back, and checked by the tools it's meant for where they are installed."""
+"""What is rendered: read back, and checked by the tools it's meant for."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from monitor.render.grafana import VARIABLES, dashboard, dashboard_json
 from monitor.render.helm import chart_files
 from monitor.render.prometheus_rule import rule_yaml
 from tests.monitor.files import ALONE, EXAMPLE, rules
+from tests.tools import NODE_MODULES, fetch, run
 
 ROUTED = """\
 metrics:
@@ -43,14 +43,6 @@ def everything(folder: Path) -> str:
     return f"metrics:\n{metrics}{hysteresis}objectives:\n  - {{name: fast, target: 99%, of: latency, threshold: 200ms}}\n"
 
 
-def checked(tool: str, *arguments: str, folder: Path) -> str:
-    if shutil.which(tool) is None:
-        pytest.skip(f"{tool} isn't installed")
-    result = subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
 def test_a_rule_as_prometheus_reads_it(tmp_path: Path) -> None:
     (group,) = yaml.safe_load(rule_yaml(rules(tmp_path, ALONE + ROUTED)))["groups"]
     assert (group["name"], group["interval"]) == ("tidegate", "5s")
@@ -64,7 +56,7 @@ def test_a_rule_as_prometheus_reads_it(tmp_path: Path) -> None:
 def test_promtool_takes_all_rules(tmp_path: Path) -> None:
     ruleset = rules(tmp_path, everything(tmp_path))
     (tmp_path / "rendered.yaml").write_text(rule_yaml(ruleset))
-    assert f"{len(ruleset.rules)} rules found" in checked("promtool", "check", "rules", "rendered.yaml", folder=tmp_path)
+    assert f"{len(ruleset.rules)} rules found" in run("promtool", "check", "rules", "rendered.yaml", cwd=tmp_path)
 
 
 def test_alertmanager(tmp_path: Path) -> None:
@@ -89,7 +81,7 @@ def test_alertmanager(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [EXAMPLE, ROUTED.replace("secret_url: {file: pager.url}", 'url: "http://pager"')])
 def test_amtool_takes_the_routes(tmp_path: Path, text: str) -> None:
     (tmp_path / "alertmanager.yaml").write_text(alertmanager_yaml(rules(tmp_path, text)))
-    assert "SUCCESS" in checked("amtool", "check-config", "alertmanager.yaml", folder=tmp_path)
+    assert "SUCCESS" in run("amtool", "check-config", "alertmanager.yaml", cwd=tmp_path)
 
 
 def test_the_dashboard(tmp_path: Path) -> None:
@@ -125,7 +117,7 @@ def test_promtool_reads_every_query_of_the_dashboard(tmp_path: Path) -> None:
     queries = [expr.replace("$__rate_interval", "1m") for expr in expressions(board)]
     recorded = [{"record": f"q:{number}", "expr": expr} for number, expr in enumerate(queries)]
     (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": recorded}]}))
-    assert f"{len(queries)} rules found" in checked("promtool", "check", "rules", "queries.yaml", folder=tmp_path)
+    assert f"{len(queries)} rules found" in run("promtool", "check", "rules", "queries.yaml", cwd=tmp_path)
 
 
 def test_the_charts_files_are_the_same_texts_each_time(tmp_path: Path) -> None:
@@ -134,3 +126,29 @@ def test_the_charts_files_are_the_same_texts_each_time(tmp_path: Path) -> None:
     assert set(files) == {"rules.yaml", "alertmanager.yaml", "dashboard.json"}
     assert files == chart_files(rules(tmp_path, EXAMPLE))
     assert json.loads(files["dashboard.json"]) == json.loads(dashboard_json(ruleset))
+
+
+# What Grafana's own types leave to the data source's plugin: Prometheus' part of an annotation.
+BOARD_TYPES = """\
+import type { AnnotationQuery, Dashboard, DataQuery } from '@grafana/schema';
+type Annotation = AnnotationQuery<DataQuery & { expr: string; interval?: string }> & { titleFormat?: string; textFormat?: string };
+type Board = Omit<Dashboard, 'annotations'> & { annotations?: { list?: Annotation[] } };
+"""
+
+
+def compiled(board: dict[str, Any], folder: Path) -> str:
+    """What TypeScript says of a dashboard held against Grafana's own types; nothing where it fits."""
+    (folder / "node_modules").symlink_to(NODE_MODULES)
+    (folder / "board.ts").write_text(f"{BOARD_TYPES}export const board: Board = {json.dumps(board)};\n")
+    fetch()
+    flags = ("--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022", "board.ts")
+    command = ["node", str(NODE_MODULES / "typescript" / "bin" / "tsc"), *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=100).stdout
+
+
+def test_grafanas_types_take_the_dashboard(tmp_path: Path) -> None:
+    board = dashboard(rules(tmp_path, everything(tmp_path)))
+    (tmp_path / "good").mkdir()
+    assert compiled(board, tmp_path / "good") == ""
+    (tmp_path / "bad").mkdir()
+    assert "DashboardCursorSync" in compiled({**board, "graphTooltip": "shared"}, tmp_path / "bad")

@@ -1,0 +1,114 @@
+"""From open lanes to a version that serves: its engine, its notes, its gauges, its share of a device, and a watch over its processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from server.backends.registry import EMULATED
+from server.engine.admission import length_at, policy_of, terms_of
+from server.engine.batcher import Batcher
+from server.engine.cost_model import CostModel
+from server.engine.engine import Engine
+from server.engine.supervisor import Supervisor
+from server.explain import capacity_of
+from server.lanes.arbiter import Arbiter
+from server.lanes.base import LossReason
+from server.lanes.opening import Opened, usable_cores
+from server.logs import Journal
+from server.messages import ModelKey
+from server.metrics.catalogue import LANE_RESTARTS, MODEL_LABELS
+from server.metrics.rate import Rate
+from server.metrics.recorder import Recorder
+from server.padding import NO_PADDING
+from server.repository.loader import Loadable
+from server.router.table import ServedVersion, ServingTable, State
+
+
+class Serving:
+    """Makes versions that serve. It puts none into the table, but takes one off whose processes are all lost."""
+
+    def __init__(self, table: ServingTable, recorder: Recorder, journal: Journal) -> None:
+        self._table = table
+        self._recorder = recorder
+        self._journal = journal
+        self._arbiter = Arbiter(usable_cores())
+
+    def serve(self, loadable: Loadable, opened: Opened, unpadded: str) -> ServedVersion:
+        """The version on these lanes; `unpadded` is why it isn't padded although it asks for that."""
+        spec, config, warmup = loadable.spec, loadable.config, opened.warmup
+        key = ModelKey(spec.model, spec.version, spec.precision)
+        padding = NO_PADDING if unpadded or not warmup.batched else loadable.padding
+        length = length_at(warmup.free_axis, opened.lanes[0].inputs, padding)
+        batcher = Batcher(policy_of(config, len(opened.lanes), warmup.batched), CostModel(warmup.latency, length))
+        figures = self._recorder.figures(key)
+        proved = loadable.manifest.unbatched if loadable.manifest is not None else None
+        engine = Engine(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
+        served = ServedVersion(
+            key.name,
+            key.version,
+            State.READY,
+            engine=engine,
+            manifest=loadable.manifest,
+            platform=spec.backend,
+            lanes=opened.why,
+            config=config,
+            unpadded=unpadded,
+        )
+        served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why))))
+        self._gauges(served, engine)
+        if opened.lanes[0].kind != "inline":
+            device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought
+            width = opened.threads if device == "cpu" else 1 / len(opened.lanes)
+            engine.share_device(self._arbiter.device(device), width)
+        if opened.lanes[0].kind == "process":
+            self._watch(served, engine.supervisor)
+        return served
+
+    def _gauges(self, served: ServedVersion, engine: Engine) -> None:
+        gauge, labels = self._recorder.gauge, {"model": served.model, "version": served.version}
+        gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
+        gauge("tidegate_queue_bytes", labels, lambda: engine.queue_bytes)
+        if served.platform == EMULATED:
+            gauge("tidegate_emulated", labels, lambda: 1.0)
+        labels = {**labels, "precision": engine.key.precision}
+        gauge("tidegate_model_ready", labels, lambda: 0.0 if engine.supervisor.down else 1.0)
+        gauge("tidegate_offered_rows_total", labels, lambda: engine.offered_rows)
+        gauge("tidegate_capacity_rows_per_second", labels, lambda: capacity_of(served).rows_per_s)
+        gauge("tidegate_run_seconds", labels, lambda: capacity_of(served).run_seconds)
+        offered = Rate(lambda: engine.offered_rows)
+        gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (capacity_of(served).rows_per_s or math.inf))
+
+    def _watch(self, served: ServedVersion, supervisor: Supervisor) -> None:
+        """Tell what becomes of process lanes, and take the version off the table while none of them lives."""
+        ready = served.reason
+
+        def on_event(event: str, facts: dict[str, Any]) -> None:
+            self._journal.lifecycle(event, model=served.model, version=served.version, **facts)
+            self._recorder.ring.lane((monotonic(), str(facts.get("lane", f"{served.model}/{served.version}")), event))
+            if event in ("lanes_down", "lanes_up") and self._table.version(served.model, served.version) is served:
+                served.state = State.READY if event == "lanes_up" else State.UNAVAILABLE
+                served.reason = ready if event == "lanes_up" else f"lane restarting: {facts['why']}"
+                self._table.put(served)
+
+        supervisor.on_event = on_event
+        for reason in LossReason:
+            labels = dict(zip((*MODEL_LABELS, "reason"), (*supervisor.key, reason), strict=True))
+            self._recorder.gauge(LANE_RESTARTS.name, labels, partial(supervisor.restarts.__getitem__, reason))
+
+
+def _notes(served: ServedVersion, unbatched: str) -> Iterator[str]:
+    """What whoever runs a ready model should know of it."""
+    if unbatched:
+        yield f"served unbatched: {unbatched}"
+    if served.unpadded:
+        yield f"not padded, so only requests of one length share a run: {served.unpadded}"
+    capacity = capacity_of(served)
+    if not capacity.feasible:
+        yield (
+            f"batching.latency_objective {(capacity.objective or 0) * 1e3:.3g} ms can't be met: a run of one row takes "
+            f"{capacity.run_seconds * 1e3:.3g} ms here; the least feasible is {math.ceil(capacity.run_seconds * 1.1e3)} ms"
+        )

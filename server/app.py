@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -30,6 +31,7 @@ from server.recording import Recording
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
+from server.statistics import model_statistics
 
 SWITCH_INTERVAL = 1e-4  # seconds: at the default 5 ms a busy loop starves thread lanes for seconds (measured)
 
@@ -62,10 +64,11 @@ class App:
         layouts = Layouts()
         self._worker = JsonWorker(layouts)
         self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
-        rest = build_rest(settings, self.gate, self.router, self.control, self.ready)
+        statistics = partial(model_statistics, self.router, self.recorder)
+        rest = build_rest(settings, self.gate, self.router, self.control, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring)
         self.http = HttpServer(settings, rest, self.edge)
-        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready)
+        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, statistics)
         self.grpc = GrpcServer(settings, self.edge, servicer)
         self.metrics = MetricsServer(settings.host, settings.metrics_port, self.recorder, live=lambda: True, ready=self.ready)
         self._probe = LoopProbe(loop, self.recorder)

@@ -17,15 +17,17 @@ from starlette.exceptions import HTTPException
 from server.config import VERSION, Settings
 from server.controlplane import ControlPlane
 from server.edges.extensions.route import Allow, JSONResponse, allowing, json_object
+from server.edges.extensions.statistics import add_statistics
 from server.edges.http_errors import body_of, headers_of, status_of
 from server.engine.engine import Engine
 from server.errors import InvalidRequest, NotFound, TidegateError
 from server.explain import report
 from server.gate import Gate, Operation
 from server.router.router import Router
+from server.statistics import Statistics
 from server.tensors import TensorSpec
 
-EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)"]
+EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)", "statistics"]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
 `Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.
 
@@ -33,7 +35,9 @@ Request parameters: `timeout` (microseconds until the answer is worth nothing; 0
 `explain` (true puts the facts of the run into the answer's parameters), `binary_data_output`."""
 
 
-def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlPlane, ready: Callable[[], bool]) -> FastAPI:
+def build_rest(
+    settings: Settings, gate: Gate, router: Router, control: ControlPlane, ready: Callable[[], bool], statistics: Statistics
+) -> FastAPI:
     """The ASGI app. `ready` says whether the server takes requests (models loaded and not draining)."""
     app = FastAPI(
         title="tidegate",
@@ -46,6 +50,7 @@ def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlP
     allow = allowing(gate)
     _health(app, allow, ready)
     _server(app, allow, settings, control)
+    add_statistics(app, allow, statistics)
     _models(app, allow, router)
     _document(app, allow)
     _errors(app)

@@ -22,7 +22,7 @@ from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidReq
 from server.lanes.arbiter import Device
 from server.lanes.base import Lane, RunResult
 from server.messages import BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
-from server.metrics.recorder import Figures
+from server.metrics.figures import Figures
 from server.padding import NO_PADDING
 from server.tensors import Tensor, TensorSpec
 

@@ -17,7 +17,8 @@ from prometheus_client.utils import floatToGoString
 from server.config import VERSION
 from server.metrics import catalogue
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, Metric
-from server.metrics.recorder import UNROUTED, Counts, Figures, GaugeKey, Recorder
+from server.metrics.figures import Counts, Figures
+from server.metrics.recorder import UNROUTED, GaugeKey, Recorder
 
 log = logging.getLogger(__name__)
 
@@ -72,15 +73,20 @@ def _requests(figures: Sequence[Figures], unrouted: dict[str, int]) -> Iterator[
 
 def _read(gauges: dict[GaugeKey, Callable[[], float]]) -> Iterator[Family]:
     values: dict[str, list[tuple[Sequence[str], float]]] = {}
-    for (name, labels), read in gauges.items():
-        try:
-            value = float(read())
-        except Exception:  # whatever one part can't say must not hide what all the others do
-            log.warning("no value for metric %s", name, exc_info=True)
-            continue
-        values.setdefault(name, []).append(([value_ for _, value_ in labels], value))
+    for name, labels, value in read_gauges(gauges):
+        if name in CATALOGUE:
+            values.setdefault(name, []).append((labels, value))
     for name, samples in values.items():
         yield _numbers(CATALOGUE[name], samples)
+
+
+def read_gauges(gauges: dict[GaugeKey, Callable[[], float]]) -> Iterator[tuple[str, Sequence[str], float]]:
+    """Name, values of the labels and value of each gauge that has one."""
+    for (name, labels), read in gauges.items():
+        try:
+            yield name, [value for _, value in labels], float(read())
+        except Exception:  # whatever one part can't say must not hide what all the others do
+            log.warning("no value for metric %s", name, exc_info=True)
 
 
 def _numbers(metric: Metric, samples: Iterable[tuple[Sequence[str], float]]) -> Family:

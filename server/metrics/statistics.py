@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from server.messages import ModelKey
 from server.metrics.catalogue import FAILURE_REASONS, OUTCOMES
-from server.metrics.recorder import Counts, Figures, merged
+from server.metrics.figures import Counts, Figures, merged
 from server.ring import unix_offset
 
 _REASONS: Mapping[str, str] = {"rejected": "REJECTED", "cancelled": "CANCELED"}
@@ -21,15 +21,15 @@ _REASONS: Mapping[str, str] = {"rejected": "REJECTED", "cancelled": "CANCELED"}
 class Sum(NamedTuple):
     """How many, and seconds of them all."""
 
-    count: float
+    number: float
     seconds: float
 
 
 class Memory(NamedTuple):
-    """An estimate, made at load, of what a version holds: `kind` is CPU or GPU, `index` the device's number."""
+    """An estimate, made at load, of what a version holds: `kind` is CPU or GPU, `device` its number."""
 
     kind: str
-    index: int
+    device: int
     bytes: int
 
 
@@ -57,7 +57,7 @@ class Statistics:
             "execution_count": self.runs,
             "inference_stats": {name: _duration(*part) for name, part in self.parts.items()},
             "batch_stats": [_batch(rows, *run) for rows, run in sorted(self.batches.items())],
-            "memory_usage": [{"type": each.kind, "id": each.index, "byte_size": each.bytes} for each in memory],
+            "memory_usage": [{"type": each.kind, "id": each.device, "byte_size": each.bytes} for each in memory],
             "response_stats": {
                 str(index): {name: _duration(*part) for name, part in parts.items()} for index, parts in sorted(self.responses.items())
             },
@@ -71,7 +71,7 @@ def statistics_of(model: str, version: str, figures: Sequence[Figures]) -> Stati
     parts = {
         "success": success,
         "fail": Sum(sum(all_of.failures.values()), all_of.fail_seconds),
-        "queue": Sum(success.count, all_of.queue[-1]),
+        "queue": Sum(success.number, all_of.queue[-1]),
         "compute_input": Sum(ran, all_of.gather[-1]),
         "compute_infer": Sum(ran, all_of.compute[-1]),
         "compute_output": Sum(ran, all_of.scatter[-1]),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from server.engine.engine import Engine
 from server.errors import ModelUnavailable, NotFound
-from server.metrics.recorder import Figures
+from server.metrics.figures import Figures
 from server.router.table import ServedVersion, ServingTable
 
 
@@ -40,6 +40,15 @@ class Router:
         if entry is not None and entry.engine is not None:
             return entry
         raise self._refusal(model, version, entry)
+
+    def entries(self, model: str, version: str) -> list[ServedVersion]:
+        """What is ready: of one version, of a model where `version` is empty, of all where `model` is too. Raises as `route` does where
+        that would be nothing of what was named."""
+        ready = [entry for entry in self._table if entry.engine is not None]
+        if not model:
+            return ready
+        first = self.entry(model, version)
+        return [first] if version else [entry for entry in ready if entry.model == model]
 
     def ready_versions(self, model: str) -> list[str]:
         """The versions of a model that serve, lowest first."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from server.engine.engine import Engine
+from server.metrics.statistics import Memory
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
 
@@ -23,7 +24,8 @@ class State(StrEnum):
 @dataclass(slots=True)
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
-    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it."""
+    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it,
+    `memory` what it holds, as far as that was seen at load."""
 
     model: str
     version: str
@@ -35,6 +37,7 @@ class ServedVersion:
     lanes: str = ""
     config: ModelConfig = field(default_factory=ModelConfig)
     unpadded: str = ""
+    memory: tuple[Memory, ...] = ()
 
 
 class ServingTable:

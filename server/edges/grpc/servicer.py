@@ -18,6 +18,7 @@ from server.gate import Gate, Operation
 from server.protocol.proto.messages import INFERENCE, Message, methods_of, parse
 from server.protocol.proto_codec import addressee
 from server.router.router import Router
+from server.statistics import Statistics
 from server.tensors import TensorSpec
 
 
@@ -31,6 +32,7 @@ class Servicer:
     router: Router
     control: ControlPlane
     ready: Callable[[], bool]
+    statistics: Statistics
 
     async def call(self, method: str, body: bytes, call: Call) -> bytes:
         """Run a method by its name, from message bytes to message bytes. Raises TidegateError."""
@@ -95,6 +97,12 @@ def _tensor(spec: TensorSpec) -> Fields:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
 
 
+def _model_statistics(servicer: Servicer, request: Message) -> Fields:
+    if not request.name:
+        return servicer.statistics("", "")
+    return servicer.statistics(*addressee(request.name, request.version, "name", "version"))
+
+
 def _repository_index(servicer: Servicer, request: Message) -> Fields:
     if request.repository_name:
         raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
@@ -109,7 +117,7 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ServerMetadata": (Operation.METADATA, _server_metadata),
     "ModelMetadata": (Operation.MODEL_METADATA, _model_metadata),
     "ModelConfig": (Operation.MODEL_CONFIG, None),
-    "ModelStatistics": (Operation.MODEL_STATISTICS, None),
+    "ModelStatistics": (Operation.MODEL_STATISTICS, _model_statistics),
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
     "RepositoryModelLoad": (Operation.MODEL_LOAD, None),
     "RepositoryModelUnload": (Operation.MODEL_UNLOAD, None),

@@ -11,7 +11,8 @@ from server.errors import ConfigError
 from server.messages import BatchFacts, ModelKey
 from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, OFFERED_ROWS, OUTCOMES, PHASES
 from server.metrics.exposition import MAX_CONNECTIONS, MAX_HEAD, MetricsServer
-from server.metrics.recorder import MAX_KEYS, MAX_LANES, Recorder
+from server.metrics.figures import MAX_LANES
+from server.metrics.recorder import MAX_KEYS, Recorder
 
 KEY = ModelKey("digits", "1", "fp32")
 DIGITS = {"model": "digits", "version": "1", "precision": "fp32"}

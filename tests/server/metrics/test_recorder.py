@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from server.messages import BatchFacts, ModelKey
 from server.metrics.catalogue import LENGTHS, MODEL_LABELS, PADDING, PHASE_SECONDS, REQUEST_SECONDS, ROWS
-from server.metrics.recorder import MAX_KEYS, MAX_LANES, MAX_TENANTS, OTHER, Figures, Recorder
+from server.metrics.figures import MAX_LANES, OTHER, Figures
+from server.metrics.recorder import MAX_KEYS, MAX_TENANTS, Recorder
 
 KEY = ModelKey("digits", "1", "fp32")
 

@@ -16,6 +16,7 @@ from server.config import Settings
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
+from server.edges.extensions.configuration import add_configuration
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
 from server.edges.http_server import HttpServer
@@ -67,6 +68,7 @@ class App:
         statistics = partial(model_statistics, self.router, self.recorder)
         rest = build_rest(settings, self.gate, self.router, self.control, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring)
+        add_configuration(rest, self.gate, self.router)
         self.http = HttpServer(settings, rest, self.edge)
         servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, statistics)
         self.grpc = GrpcServer(settings, self.edge, servicer)

@@ -58,6 +58,8 @@ class Serving:
             lanes=opened.why,
             config=config,
             unpadded=unpadded,
+            filename=spec.path.name,
+            device=spec.device,
             memory=memory_of(spec, opened.lanes),
         )
         served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why))))

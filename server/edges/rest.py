@@ -27,7 +27,10 @@ from server.router.router import Router
 from server.statistics import Statistics
 from server.tensors import TensorSpec
 
-EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)", "statistics"]
+EXTENSIONS = [
+    *("binary_tensor_data", "model_configuration", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)"),
+    "statistics",
+]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
 `Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.
 

@@ -24,8 +24,8 @@ class State(StrEnum):
 @dataclass(slots=True)
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
-    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it,
-    `memory` what it holds, as far as that was seen at load."""
+    `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
+    is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load."""
 
     model: str
     version: str
@@ -37,6 +37,8 @@ class ServedVersion:
     lanes: str = ""
     config: ModelConfig = field(default_factory=ModelConfig)
     unpadded: str = ""
+    filename: str = ""
+    device: str = "cpu"
     memory: tuple[Memory, ...] = ()
 
 

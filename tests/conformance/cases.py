@@ -81,6 +81,30 @@ def model_metadata(transport: Transport) -> None:
     assert caught.value.code == "NOT_FOUND"
 
 
+def model_configuration(transport: Transport) -> None:
+    for version in ("", "1"):
+        found = transport.ask("get_model_config", "linear", version)
+        config = found.get("config", found)
+        assert (config["name"], int(config["max_batch_size"])) == ("linear", 8)
+        assert [(tensor["name"], [int(axis) for axis in tensor["dims"]]) for tensor in config["input"]] == [("x", [8])]
+    with pytest.raises(Refused, match="Request for unknown model: 'nobody' is not found"):
+        transport.ask("get_model_config", "nobody")
+
+
+def statistics(transport: Transport) -> None:
+    def rows(*names: str) -> dict[tuple[str, str], int]:
+        found = transport.ask("get_inference_statistics", *names)["model_stats"]
+        assert all(len(each["inference_stats"]) == 8 for each in found)
+        return {(each["name"], each["version"]): int(each["inference_count"]) for each in found}
+
+    before = rows("pair")
+    good(transport)
+    assert rows("pair", "1") == rows("pair") == {("pair", "1"): before["pair", "1"] + 2}
+    assert len(rows()) == len(DTYPES) + 4
+    with pytest.raises(Refused, match="Request for unknown model: 'nobody' is not found"):
+        transport.ask("get_inference_statistics", "nobody")
+
+
 def repository_index(transport: Transport) -> None:
     found = transport.ask("get_model_repository_index")
     rows = {(row["name"], row["version"]): row for row in (found["models"] if isinstance(found, dict) else found)}
@@ -227,6 +251,8 @@ CASES: Mapping[str, Case] = {
     "health": health,
     "server metadata": server_metadata,
     "model metadata": model_metadata,
+    "model configuration": model_configuration,
+    "statistics": statistics,
     "repository index": repository_index,
     **{f"datatype {name}": partial(datatype, name) for name in DTYPES},
     "everything without outputs": everything_without_outputs,

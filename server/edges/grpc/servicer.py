@@ -20,6 +20,7 @@ from server.protocol.proto_codec import addressee
 from server.router.router import Router
 from server.statistics import Statistics
 from server.tensors import TensorSpec
+from server.triton import triton_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,10 @@ def _tensor(spec: TensorSpec) -> Fields:
     return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
 
 
+def _model_config(servicer: Servicer, request: Message) -> Fields:
+    return {"config": triton_config(servicer.router.entry(*addressee(request.name, request.version, "name", "version")))}
+
+
 def _model_statistics(servicer: Servicer, request: Message) -> Fields:
     if not request.name:
         return servicer.statistics("", "")
@@ -116,7 +121,7 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ModelReady": (Operation.MODEL_READY, _model_ready),
     "ServerMetadata": (Operation.METADATA, _server_metadata),
     "ModelMetadata": (Operation.MODEL_METADATA, _model_metadata),
-    "ModelConfig": (Operation.MODEL_CONFIG, None),
+    "ModelConfig": (Operation.MODEL_CONFIG, _model_config),
     "ModelStatistics": (Operation.MODEL_STATISTICS, _model_statistics),
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
     "RepositoryModelLoad": (Operation.MODEL_LOAD, None),

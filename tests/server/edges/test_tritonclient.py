@@ -271,7 +271,7 @@ ERRORS: Mapping[str, tuple[Callable[[Client], Any], str, str]] = {
         "UTF-8",
     ),
     "a deadline that has passed": (lambda c: c.infer("pair", pair(), timeout=1), "503", "Request timeout expired"),
-    "what isn't built yet": (lambda c: c.get_model_config("pair"), "404", "Not Found"),
+    "the configuration of nobody": (lambda c: c.get_model_config("nobody"), "404", "Request for unknown model"),
 }
 
 

@@ -89,7 +89,6 @@ def unbuilt(address: str) -> None:
     """Methods that aren't built yet say so."""
     client = stock.InferenceServerClient(address)
     for act in (
-        lambda: client.get_model_config("pair"),
         lambda: client.get_inference_statistics(),
         lambda: client.load_model("pair"),
         lambda: client.unload_model("pair"),

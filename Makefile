@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup tools models demo serve test lint fmt types arch protos dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo serve test lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ arch: setup ## import contracts, sizes, names
 protos: setup ## compile the .proto files into server/protocol/proto/descriptors.binpb
 	@cd server/protocol/proto && ../../../$(RUN) -m grpc_tools.protoc -I . --descriptor_set_out=descriptors.binpb \
 	  model_config.proto oip.proto health.proto reflection.proto
+
+gpu-stubs: setup ## fetch TensorRT's and CUDA's Python bindings and write typings/ from them
+	@$(RUN) -m tests.nvidia.stubs
 
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from time import monotonic
 
+from server.classification import classified, wants_classes
 from server.engine.admission import admit
 from server.errors import TidegateError
 from server.explain import explained
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
+from server.protocol.binary_codec import Takes
 from server.recording import Recording
 from server.router.router import Router
 
@@ -45,6 +47,8 @@ class DataPlane:
             admit(request, route.engine.terms)
             if request.explain:
                 on_response = explained(request, route.reason, on_response)
+            if request.outputs and wants_classes(request.outputs):
+                on_response = classified(request, route.engine.outputs, on_response, batched=route.engine.max_rows > 0)
             return route.engine.submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
@@ -57,6 +61,11 @@ class DataPlane:
                 self._note(event)
                 if self._recording is not None:
                     self._recording.arrived(event, request)
+
+    def takes(self, model: str, version: str) -> Takes:
+        """What a request for this model is made of, for those who build one. Raises NotFound or ModelUnavailable."""
+        route = self._router.route(model, version)
+        return Takes(route.version, route.engine.inputs, route.engine.max_rows > 0)
 
     def done(self, request: InferRequest, response: InferResponse, encode_seconds: float) -> None:
         """An answer is ready to leave: count it, and log it if it failed or was slow."""

@@ -15,6 +15,8 @@ TidegateError
 │   └── Draining              the server is going down
 ├── Cancelled                 the client went away
 ├── BackendFailure            the model's run failed
+│   ├── DeviceMemory          the GPU's memory doesn't hold what was asked for
+│   └── DeviceLost            the GPU's context is broken: nothing runs in this process any more
 ├── ModelDefect               a repository entry that can't be served, with the reason
 └── ConfigError               a setting that can't be used, with file and line
 """
@@ -94,6 +96,16 @@ class Cancelled(TidegateError):
 
 class BackendFailure(TidegateError):
     reason = "backend"
+
+
+class DeviceMemory(BackendFailure):
+    reason = "device_memory"
+
+
+class DeviceLost(BackendFailure):
+    """The GPU's context is broken. A process lane's child ends after it, and the next one begins with a new context."""
+
+    reason = "device_lost"
 
 
 class ModelDefect(TidegateError):

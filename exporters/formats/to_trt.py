@@ -34,16 +34,17 @@ class Profile:
     greatest: tuple[int, ...]
 
 
-def profiles(inputs: Sequence[TensorSpec], likely_rows: int, most_rows: int) -> dict[str, Profile]:
-    """An optimization profile: rows from 1 to `most_rows`, other varying axes from 1 to their greatest length, tuned for half of it.
+def profiles(inputs: Sequence[TensorSpec], likely_rows: int, most_rows: int, least_rows: int = 1) -> dict[str, Profile]:
+    """An optimization profile: rows from `least_rows` to `most_rows`, other varying axes from 1 to their greatest length, tuned for half
+    of it.
 
     Raises ExportError for rows that make no sense and for an axis without a greatest length, which TensorRT can't do without.
     """
-    if not 1 <= likely_rows <= most_rows:
-        raise ExportError(f"expected 1 <= likely rows <= greatest rows, got {likely_rows} and {most_rows}")
+    if not 1 <= least_rows <= likely_rows <= most_rows:
+        raise ExportError(f"expected 1 <= least <= likely <= greatest rows, got {least_rows}, {likely_rows} and {most_rows}")
     if faults := list(unbounded(inputs)):
         raise ExportError("; ".join(faults))
-    return {spec.name: _profile(spec, likely_rows, most_rows) for spec in inputs}
+    return {spec.name: _profile(spec, (least_rows, likely_rows, most_rows)) for spec in inputs}
 
 
 def faults(file: Path, inputs: Sequence[TensorSpec]) -> list[str]:
@@ -66,18 +67,18 @@ def unbounded(inputs: Sequence[TensorSpec]) -> Iterator[str]:
                 yield f"axis {axis} of {spec.name!r} varies without a greatest length: --dynamic {spec.name}:{axis}=MAX"
 
 
-def _profile(spec: TensorSpec, likely_rows: int, most_rows: int) -> Profile:
-    bounds = [_bounds(spec, axis, likely_rows, most_rows) for axis in range(len(spec.shape))]
+def _profile(spec: TensorSpec, rows: tuple[int, int, int]) -> Profile:
+    bounds = [_bounds(spec, axis, rows) for axis in range(len(spec.shape))]
     least, likely, greatest = (tuple(bound[place] for bound in bounds) for place in range(3))
     return Profile(least, likely, greatest)
 
 
-def _bounds(spec: TensorSpec, axis: int, likely_rows: int, most_rows: int) -> tuple[int, int, int]:
+def _bounds(spec: TensorSpec, axis: int, rows: tuple[int, int, int]) -> tuple[int, int, int]:
     size = spec.shape[axis]
     if size != -1:
         return size, size, size
     if axis == spec.batch_axis:
-        return 1, likely_rows, most_rows
+        return rows
     most = _greatest(spec, axis) or 1
     return 1, (most + 1) // 2, most
 

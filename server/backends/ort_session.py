@@ -7,8 +7,7 @@ session is first opened with fallback forbidden, and the provider that a session
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import onnxruntime as ort
@@ -21,6 +20,7 @@ if not hasattr(ort, "InferenceSession"):
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from server.backends.base import VariantSpec
+from server.backends.declared import settled
 from server.errors import ModelDefect
 from server.tensors import TensorSpec, dtype_of_onnx
 
@@ -60,18 +60,11 @@ def text_of(error: Exception) -> str:
 def specs_of(session: Any, spec: VariantSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs in the file's order, those that `spec` names replaced by what it says of them.
 
-    The others are per row where the first axis varies in all of them. Raises ModelDefect for a kind of value that the protocol
-    has no datatype for, and where `spec` contradicts the file.
+    Raises ModelDefect for a kind of value that the protocol has no datatype for, and where `spec` contradicts the file.
     """
     inputs = [_spec_of(spec, "input", node) for node in session.get_inputs()]
     outputs = [_spec_of(spec, "output", node) for node in session.get_outputs()]
-    given = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
-    open_ended = [tensor for tensor in (*inputs, *outputs) if tensor.name not in given]
-    axis = 0 if inputs and all(tensor.shape[:1] == (-1,) for tensor in open_ended) else None
-    return (
-        _overridden(spec, "input", [replace(tensor, batch_axis=axis) for tensor in inputs], spec.inputs),
-        _overridden(spec, "output", [replace(tensor, batch_axis=axis) for tensor in outputs], spec.outputs),
-    )
+    return settled(spec, inputs, outputs)
 
 
 def _options(spec: VariantSpec) -> Any:
@@ -153,26 +146,3 @@ def _spec_of(spec: VariantSpec, what: str, node: Any) -> TensorSpec:
         )
     shape = tuple(axis if isinstance(axis, int) and axis >= 0 else -1 for axis in node.shape)
     return TensorSpec(node.name, datatype.name, shape, batch_axis=None)
-
-
-def _overridden(spec: VariantSpec, what: str, found: Sequence[TensorSpec], given: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    by_name = {tensor.name: tensor for tensor in given}
-    unknown = by_name.keys() - {tensor.name for tensor in found}
-    if unknown:
-        have = ", ".join(repr(tensor.name) for tensor in found)
-        raise ModelDefect(f"{spec.path}: no {what} named {min(unknown)!r}, which is declared; the file has {have}")
-    for tensor in found:
-        declared = by_name.get(tensor.name, tensor)
-        if declared.datatype != tensor.datatype or not _fits(declared.shape, tensor.shape):
-            raise ModelDefect(
-                f"{spec.path}: {what} {tensor.name!r} is declared {declared.datatype} {list(declared.shape)}, "
-                f"but the file has {tensor.datatype} {list(tensor.shape)}"
-            )
-    return tuple(by_name.get(tensor.name, tensor) for tensor in found)
-
-
-def _fits(declared: Sequence[int], found: Sequence[int]) -> bool:
-    """Whether a declared shape says what the file says, or less than it allows. onnxruntime calls an unknown rank []."""
-    if not found:
-        return True
-    return len(declared) == len(found) and all(file in (-1, axis) for axis, file in zip(declared, found, strict=True))

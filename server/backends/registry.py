@@ -16,13 +16,19 @@ from server.errors import ModelDefect
 
 GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
+TENSORRT = "trt"
 EMULATED = "emulated"
 BUILT_IN: Mapping[str, str] = MappingProxyType(
-    {DEFAULT: "server.backends.ort:OnnxRuntimeBackend", EMULATED: "server.backends.emulated:EmulatedBackend"}
+    {
+        DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
+        TENSORRT: "server.backends.trt.backend:TensorRtBackend",
+        EMULATED: "server.backends.emulated:EmulatedBackend",
+    }
 )
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
+        TENSORRT: "it is part of tidegate: install tidegate again",
         EMULATED: "it is part of tidegate: install tidegate again",
     }
 )

@@ -91,7 +91,7 @@ class InferEdge:
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.decoder = BinaryDecoder(self.layouts)
+        self.decoder = BinaryDecoder(self.layouts, self.dataplane.takes)
         self.inflight = Inflight(self.limits.inflight_bytes)
 
     def target(self, url: bytes) -> Target | None:

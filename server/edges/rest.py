@@ -28,7 +28,12 @@ from server.statistics import Statistics
 from server.tensors import TensorSpec
 
 EXTENSIONS = [
-    *("binary_tensor_data", "model_configuration", "model_repository(index)", "parameters", "schedule_policy(priority,timeout)"),
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository(index)",
+    "parameters",
+    "schedule_policy(priority,timeout)",
     "statistics",
 ]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header

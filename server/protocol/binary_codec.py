@@ -7,18 +7,19 @@ the body for each input. A leading `"id"` is cut out first, since clients that n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from server.errors import InvalidRequest, Unsupported
+from server.errors import InvalidRequest
 from server.messages import InferRequest, Layout, RequestedOutput, Scalar
 from server.protocol.head import Body, Input, Layouts, parse_head
 from server.protocol.json_codec import MAX_STRINGS, byte_size_mismatch, inline_tensor, too_many_strings
 from server.protocol.reply import Reply
-from server.tensors import DType, Tensor
+from server.tensors import DType, Tensor, TensorSpec
 
 MAX_HEAD = 4096
 MAX_ENTRIES = 1024
@@ -29,6 +30,18 @@ _ID = re.compile(rb'\{"id":"([ !#-\[\]-~]*)(?=")')  # printable ASCII without qu
 _LENGTH = Struct("<I")
 _BOOL = np.dtype(np.bool_)
 _UINT8 = np.dtype(np.uint8)
+
+
+class Takes(NamedTuple):
+    """What a model takes: the version that would answer, its inputs, and whether their batch axis counts rows."""
+
+    version: str
+    inputs: Sequence[TensorSpec]
+    batched: bool
+
+
+OfModel: TypeAlias = Callable[[str, str], Takes]
+"""What a model takes, by its name and version. Raises NotFound or ModelUnavailable."""
 
 
 class Part(NamedTuple):
@@ -56,10 +69,12 @@ class _Plan(NamedTuple):
 
 class BinaryDecoder:
     """Decodes bodies with a head, and keeps the meaning of heads: at most 1,024 of at most 4 KiB, 1 MiB in all, forgotten all at
-    once when full. Heads with inline values aren't kept. With `layouts`, heads that differ share one Layout where inputs agree."""
+    once when full. Heads with inline values aren't kept. With `layouts`, heads that differ share one Layout where inputs agree. With
+    `of_model`, bodies without a head are decoded as what their model takes."""
 
-    def __init__(self, layouts: Layouts | None = None) -> None:
+    def __init__(self, layouts: Layouts | None = None, of_model: OfModel | None = None) -> None:
         self._layouts = layouts if layouts is not None else Layouts()
+        self._of_model = of_model
         self._plans: dict[bytes, _Plan] = {}
         self._cached_bytes = 0
 
@@ -90,10 +105,8 @@ class BinaryDecoder:
     def _decode_new(self, body: Body, head_length: int, key: bytes, model: str, version: str) -> tuple[InferRequest, Reply]:
         if not 0 <= head_length <= len(body):
             raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {head_length}")
-        if not head_length:
-            raise Unsupported(
-                "Inference-Header-Content-Length 0 (a raw binary request) isn't built yet; send a JSON head before the values"
-            )
+        if not head_length and self._of_model is not None:
+            return self._decode_headless(body, model, self._of_model(model, version))
         head = parse_head(body[:head_length])
         parts, size = _parts(head.inputs, model)
         if len(body) - head_length != size:
@@ -107,6 +120,19 @@ class BinaryDecoder:
         if not head.inline and head_length <= MAX_HEAD:
             self._keep(key, _Plan(parts, size, _plain(parts), layout, head.outputs, head.parameters, head.reply))
         return InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters), head.reply
+
+    def _decode_headless(self, body: Body, model: str, takes: Takes) -> tuple[InferRequest, Reply]:
+        item = _headless(takes, len(body), model)
+        name, kind, shape, count, size, _ = item
+        if not kind.size:
+            array = np.empty(1, object)
+            array[0] = bytes(body)
+            tensor = array.reshape(shape)
+        elif size != count * kind.size:
+            raise byte_size_mismatch(name, kind, count, len(body), model)
+        else:
+            tensor = read_tensor(Part(name, kind, shape, count, 0, len(body)), body, 0)
+        return InferRequest(model, {name: tensor}, self._layouts.of([item]), takes.version), Reply("", True)
 
     def _keep(self, key: bytes, plan: _Plan) -> None:
         if len(self._plans) >= MAX_ENTRIES or self._cached_bytes + len(key) > MAX_CACHED_BYTES:
@@ -131,6 +157,30 @@ def _parts(inputs: list[Input], model: str) -> tuple[tuple[Part, ...], int]:
 
 def _plain(parts: tuple[Part, ...]) -> bool:
     return len(parts) == 1 and parts[0].kind.name not in ("BOOL", "BYTES")
+
+
+def _headless(takes: Takes, size: int, model: str) -> Input:
+    """The input that `size` bytes without a head are: one row, and an axis that varies is as long as they make it. Raises InvalidRequest,
+    in Triton's words, where that can't be deduced."""
+    if len(takes.inputs) != 1:
+        raise InvalidRequest(f"Raw request must only have 1 input to be deduced but got {len(takes.inputs)} inputs in model '{model}'")
+    spec = takes.inputs[0]
+    shape = list(spec.shape)
+    if takes.batched and spec.batch_axis is not None:
+        shape[spec.batch_axis] = 1
+    varying = [axis for axis, length in enumerate(shape) if length < 0]
+    if len(varying) > 1:
+        raise InvalidRequest(
+            f"The shape of the raw input '{spec.name}' of model '{model}' can not be deduced because there are more than one "
+            "variable-sized dimension"
+        )
+    if not spec.dtype.size:
+        if varying or prod(shape) != 1:
+            raise InvalidRequest(f"For BYTES datatype raw input '{spec.name}', the model '{model}' must have input shape [1]")
+    elif varying:
+        rest = prod(length for length in shape if length >= 0) * spec.dtype.size
+        shape[varying[0]] = size // rest if rest else 0
+    return Input(spec.name, spec.dtype, tuple(shape), prod(shape), size, None)
 
 
 def _wrong_length(parts: tuple[Part, ...], have: int, model: str) -> InvalidRequest:

@@ -197,8 +197,6 @@ def _outputs(given: Sequence[Message]) -> tuple[RequestedOutput, ...]:
     for index, output in enumerate(given):
         name = read_name({"name": output.name}, "outputs", index)
         classes, _ = read_output_parameters(name, _scalars(output.parameters))
-        if classes:
-            raise Unsupported(f"output {name!r}: classification isn't built yet; ask for the output without it")
         outputs.append(RequestedOutput(name, classes))
     refuse_twice([output.name for output in outputs], "output")
     return tuple(outputs)

@@ -107,10 +107,38 @@ class Tried(_Part):
     verdict: str
 
 
+class Bounds(_Part):
+    """An input's shapes in an engine's profile."""
+
+    least: tuple[int, ...]
+    likely: tuple[int, ...]
+    greatest: tuple[int, ...]
+
+
+class Engine(_Part):
+    """What a TensorRT engine was built on and for: it runs where these fit, and nowhere else.
+
+    `tensorrt` and `driver` (the newest CUDA that it runs) are versions, `workspace` is bytes, `onnx_sha256` is of the file that it was
+    built from. `profiles` are in the engine's order: by input, the shapes that it takes.
+    """
+
+    tensorrt: str
+    gpu: str
+    compute_capability: str = Field(pattern=r"^[0-9]+\.[0-9]+$")
+    driver: str
+    version_compatible: bool = False
+    builder_level: int
+    workspace: int | None = None
+    profiles: tuple[dict[str, Bounds], ...] = Field(min_length=1)
+    onnx_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    build_seconds: float
+
+
 class Variant(_Part):
     """One precision on one backend. `file` lies beside the manifest; `optimization_level` also tells the backend how to load it.
 
-    `method` says how its graph was made, `kept_fp32` which nodes were left in FP32, `tried` what else was tried.
+    `method` says how its graph was made, `kept_fp32` which nodes were left in FP32, `tried` what else was tried. `engine` is there where
+    the file is a TensorRT engine; the same precision is then there as ONNX too, first.
     """
 
     file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
@@ -131,6 +159,7 @@ class Variant(_Part):
     outputs: tuple[TensorEntry, ...]
     parity: Parity
     latency: Latency | None = None
+    engine: Engine | None = None
 
 
 class Source(_Part):

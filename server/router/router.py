@@ -7,6 +7,7 @@ from typing import NamedTuple
 from server.engine.engine import Engine
 from server.errors import ModelUnavailable, NotFound
 from server.metrics.figures import Figures
+from server.protocol.head import MAX_NAME
 from server.router.table import ServedVersion, ServingTable
 
 
@@ -56,6 +57,8 @@ class Router:
 
     def _refusal(self, model: str, version: str, entry: ServedVersion | None) -> NotFound | ModelUnavailable:
         known = self._table.versions(model)
+        if len(model) > MAX_NAME or len(version) > MAX_NAME:
+            return NotFound(f"Request for unknown model: names and versions have at most {MAX_NAME} characters, got {len(model + version)}")
         if not known:
             return NotFound(f"Request for unknown model: '{model}' is not found")
         if version and entry is None:

@@ -15,6 +15,7 @@ PURE = {
     "server.messages",
     "server.tensors",
     "server.padding",
+    "server.classification",
     "server.errors",
     "server.numerics",
     "server.engine.batcher",

@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from threading import Thread, get_native_id
 from time import monotonic
+from typing import NoReturn
 
 from server.backends.base import Backend
 from server.backends.registry import backend_named
-from server.errors import ModelDefect, TidegateError
+from server.errors import DeviceLost, ModelDefect, TidegateError
 from server.lanes.base import RunResult
 from server.lanes.process.messages import LOADING_NICE, MAX_TEXT, Done, Job, Ready, Run, as_run, read_job, receive, send, write_document
 from server.lanes.process.segments import OutputBlocks, map_segment, tensor_in
@@ -165,6 +166,8 @@ def _serve(channel: socket.socket, backend: Backend) -> None:
             inputs[number] = map_segment(fd, size)
         blocks.give(run.returned)
         done = _run(backend, run, inputs, blocks)
+        if done.error == DeviceLost.__name__:  # the next process begins with a new context
+            _end(done.text)
         try:
             send(channel, done, blocks.fds)
         except ValueError as error:
@@ -172,6 +175,13 @@ def _serve(channel: socket.socket, backend: Backend) -> None:
         except ConnectionError:
             return
         blocks.sent()
+
+
+def _end(why: str) -> NoReturn:
+    """At once: nothing runs in a process whose GPU context is gone, what its libraries do at exit least of all."""
+    sys.stderr.write(f"a lane's process ends: {why}\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _run(backend: Backend, run: Run, inputs: dict[int, mmap.mmap], blocks: OutputBlocks) -> Done:

@@ -91,5 +91,5 @@ def test_profiles_follow_the_bounds() -> None:
 
 @pytest.mark.parametrize("rows", [(0, 8), (9, 8)])
 def test_rows_that_make_no_sense(rows: Any) -> None:
-    with pytest.raises(ExportError, match="expected 1 <= likely rows <= greatest rows"):
+    with pytest.raises(ExportError, match="expected 1 <= least <= likely <= greatest rows"):
         profiles(TOKENS, *rows)

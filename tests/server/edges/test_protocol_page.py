@@ -15,7 +15,7 @@ import pytest
 
 from server.app import App
 from server.edges.grpc.servicer import INFERENCES, METHODS
-from tests.server.models import two_inputs_model
+from tests.server.models import identity_model, place, two_inputs_model
 from tests.server.running import in_thread
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
@@ -28,6 +28,8 @@ PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTA
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     root = tmp_path_factory.mktemp("protocol-page")
     two_inputs_model(root / "sums" / "1" / "model.onnx")
+    animals = place(root, "animals", lambda path: identity_model(path, width=3), yaml="outputs: {y: {labels: names.txt}}\n")
+    (animals / "names.txt").write_text("cat\ndog\neel\n")
     with in_thread(root, grpc_port=0) as app:
         yield app
 

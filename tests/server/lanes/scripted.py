@@ -15,12 +15,12 @@ from typing import ClassVar
 import numpy as np
 
 from server.backends.base import VariantSpec
-from server.errors import InvalidRequest, ModelDefect
+from server.errors import DeviceLost, InvalidRequest, ModelDefect
 from server.tensors import Tensor, TensorSpec
 
 NAME = "scripted"
-DIES, KILLED, HANGS, SLEEPS, ODD, REFUSED, PID, MUTE = (1000.0 + index for index in range(8))
-"""In x[any row, 0]: exit, SIGKILL, no end, 0.2 s, ZeroDivisionError, InvalidRequest, y = the process id, y of a type nobody knows."""
+DIES, KILLED, HANGS, SLEEPS, ODD, REFUSED, PID, MUTE, LOST = (1000.0 + index for index in range(9))
+"""In x[any row, 0]: exit, SIGKILL, no end, 0.2 s, ZeroDivisionError, InvalidRequest, y = the process id, y of an odd type, DeviceLost."""
 NAP = 0.2
 
 
@@ -73,6 +73,8 @@ def act(value: float) -> None:
         raise ZeroDivisionError("odd")
     if value == REFUSED:
         raise InvalidRequest("no")
+    if value == LOST:
+        raise DeviceLost("device cuda:0: cudaErrorIllegalAddress")
 
 
 def spec_of(**options: object) -> VariantSpec:

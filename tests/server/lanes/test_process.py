@@ -23,7 +23,7 @@ from server.lanes.process.lane import Patience, ProcessLane
 from server.lanes.process.messages import Job
 from server.lanes.process.segments import FREE_BLOCKS, AnswerBlocks, OutputBlocks, map_segment, new_segment
 from tests.architecture.house import ROOT
-from tests.server.lanes.scripted import DIES, HANGS, KILLED, NAP, SLEEPS, spec_of
+from tests.server.lanes.scripted import DIES, HANGS, KILLED, LOST, NAP, SLEEPS, spec_of
 from tests.server.lanes.test_lanes import NAME, pairs, run, started
 
 Open: TypeAlias = Callable[..., Awaitable[ProcessLane]]
@@ -68,6 +68,15 @@ async def test_a_lost_lane_is_opened_again(opened: Open) -> None:
     assert (await run(fresh, pairs(3.0), 1)).outputs["y"][0, 0] == 3.0
     assert fresh.name == lane.name
     assert fresh.pid != lane.pid
+    await asyncio.get_running_loop().run_in_executor(None, fresh.close)
+
+
+async def test_a_lost_gpu_ends_the_process_for_a_new_context(opened: Open) -> None:
+    lane = await opened()
+    result = await run(lane, pairs(LOST), 1)
+    assert result.loss == Loss(LossReason.DIED, "its process ended with status 1")
+    fresh = await renewed(lane)
+    assert (await run(fresh, pairs(3.0), 1)).outputs["y"][0, 0] == 3.0
     await asyncio.get_running_loop().run_in_executor(None, fresh.close)
 
 

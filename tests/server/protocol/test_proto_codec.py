@@ -113,9 +113,9 @@ def test_everything_else_that_a_request_says() -> None:
         setattr(request.parameters[name], name, value)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     request.outputs.add(name="b")
-    request.outputs.add(name="a").parameters["classification"].int64_param = 0
+    request.outputs.add(name="a").parameters["classification"].int64_param = 3
     decoded = decode(request.SerializeToString())
-    assert decoded.outputs == (RequestedOutput("b"), RequestedOutput("a"))
+    assert decoded.outputs == (RequestedOutput("b"), RequestedOutput("a", 3))
     assert dict(decoded.parameters) == {
         "bool_param": True,
         "int64_param": -5,
@@ -157,7 +157,7 @@ def region(request: Any) -> None:
 
 
 def classify(request: Any) -> None:
-    request.outputs.add(name="y").parameters["classification"].int64_param = 3
+    request.outputs.add(name="y").parameters["classification"].int64_param = -1
 
 
 def shaped(*shape: int, datatype: str = "FP32") -> Callable[[Any], Any]:
@@ -227,7 +227,7 @@ REFUSED: Mapping[str, tuple[bytes, type[TidegateError], str]] = {
     ),
     "no values": (changed(lambda r: r.ClearField("raw_input_contents")), InvalidRequest, "input 'x' for model 'm' has no values"),
     "shared memory": (changed(region), Unsupported, "shared memory isn't built yet"),
-    "classification": (changed(classify), Unsupported, "classification isn't built yet"),
+    "classes below zero": (changed(classify), InvalidRequest, "output 'y': 'classification' must be an integer >= 0, got -1"),
     "a parameter without value": (changed(lambda r: r.parameters["p"]), InvalidRequest, "parameter 'p' has no value"),
     "a reserved parameter": (
         changed(lambda r: setattr(r.parameters["triton_x"], "bool_param", True)),

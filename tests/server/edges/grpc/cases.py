@@ -149,9 +149,9 @@ def errors(address: str) -> None:
         (lambda: client.infer("pair", [given("a", A)]), "INVALID_ARGUMENT", "missing required input(s) ['b']"),
         (lambda: client.infer("pair", pair(), timeout=1), "UNAVAILABLE", "Request timeout expired"),
         (
-            lambda: client.infer("linear", [given("x", x)], outputs=[stock.InferRequestedOutput("y", class_count=2)]),
-            "UNIMPLEMENTED",
-            "classification isn't built yet",
+            lambda: client.infer("echo_BYTES", [given("x", sample("BYTES"), "BYTES")], outputs=[stock.InferRequestedOutput("y", 2)]),
+            "INVALID_ARGUMENT",
+            "class result not available for output 'y' due to unsupported type 'BYTES'",
         ),
     ):
         refused(act, code, text)

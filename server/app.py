@@ -25,8 +25,10 @@ from server.edges.offload.json_worker import JsonWorker
 from server.edges.rest import EXTENSIONS, build_rest
 from server.gate import Gate
 from server.logs import Journal
-from server.metrics.exposition import LoopProbe, MetricsServer
+from server.metrics.exposition import LoopProbe, MetricsServer, Sources
+from server.metrics.gpu import Gpus, nvml_library
 from server.metrics.recorder import Recorder
+from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
 from server.repository.store import Store
@@ -52,7 +54,7 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.table = ServingTable()
-        self.recorder = Recorder()
+        self.recorder = Recorder(watched=settings.metrics.summaries)
         self.journal = Journal(settings.log)
         self.gate = Gate.from_settings(settings)
         self.router = Router(self.table)
@@ -72,7 +74,10 @@ class App:
         self.http = HttpServer(settings, rest, self.edge)
         servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, statistics)
         self.grpc = GrpcServer(settings, self.edge, servicer)
-        self.metrics = MetricsServer(settings.host, settings.metrics_port, self.recorder, live=lambda: True, ready=self.ready)
+        self.gpus = Gpus(lambda state: self.journal.lifecycle("gpus", state=state), nvml_library()) if settings.metrics.gpu else None
+        latencies = Latencies(settings.metrics.histograms, settings.metrics.summaries)
+        sources = Sources(self.recorder, self.gpus, latencies)
+        self.metrics = MetricsServer(settings.host, settings.metrics_port, sources, live=lambda: True, ready=self.ready)
         self._probe = LoopProbe(loop, self.recorder)
 
     def ready(self) -> bool:
@@ -89,6 +94,8 @@ class App:
         """Listen, then load. Requests for a model are refused with 503 until it is ready. Raises ConfigError."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self.metrics.start()
+        if self.gpus is not None:
+            self.gpus.start()
         await self._worker.start()
         await self.http.start()
         await self.grpc.start()
@@ -129,6 +136,8 @@ class App:
         await self.control.close()
         self._worker.close()
         self.metrics.close()
+        if self.gpus is not None:
+            self.gpus.close()
         if self.recording is not None:
             self.recording.close()
         self.journal.lifecycle("stopped")

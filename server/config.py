@@ -197,6 +197,14 @@ class Recording(_Section):
     max_bytes: Annotated[Bytes, Field(ge=1 << 20)] = Field(default=1 << 30, description="Most bytes in the folder; the oldest files go.")
 
 
+class Metrics(_Section):
+    """What /metrics shows beside what it always does."""
+
+    histograms: bool = Field(default=False, description="Triton's histograms of latency (nv_*_histogram_us); 50 series a version.")
+    summaries: bool = Field(default=False, description="Triton's quantiles of the last minute (nv_*_summary_us); a version keeps some MB.")
+    gpu: bool = Field(default=True, description="Whether the GPUs' figures are read, by NVML, where there are any.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -221,6 +229,7 @@ class Settings(_Section):
     log: Log = Log()
     lanes: LaneDefaults = LaneDefaults()
     recording: Recording = Recording()
+    metrics: Metrics = Metrics()
 
 
 def load_settings(file: Path | None, flags: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:

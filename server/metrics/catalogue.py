@@ -123,6 +123,15 @@ TENANT_REQUESTS = Metric(
 )
 MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
 EMULATED = Metric("tidegate_emulated", "gauge", "1 where times are a published table's: nothing was measured.", ("model", "version"))
+_GPU = ("gpu",)
+GPU_UTILIZATION = Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU)
+GPU_MEMORY_USED = Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU)
+GPU_MEMORY_TOTAL = Metric("tidegate_gpu_memory_total_bytes", "gauge", "GPU memory there is.", _GPU)
+GPU_TEMPERATURE = Metric("tidegate_gpu_temperature_celsius", "gauge", "The GPU's temperature.", _GPU)
+GPU_POWER = Metric("tidegate_gpu_power_watts", "gauge", "The power the GPU draws.", _GPU)
+GPU_THROTTLED = Metric("tidegate_gpu_throttled", "gauge", "1 while heat or power holds the GPU's clock down.", _GPU)
+GPU_ECC_ERRORS = Metric("tidegate_gpu_ecc_errors_total", "counter", "Memory errors that the GPU couldn't correct.", _GPU)
+GPU_AVAILABLE = Metric("tidegate_gpu_available", "gauge", "1 while the driver has figures of the GPU, 0 where it's lost.", _GPU)
 INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
 CONNECTIONS = Metric("tidegate_connections", "gauge", "Open HTTP connections.")
 LOOP_BUSY = Metric(
@@ -146,6 +155,7 @@ PROCESS = (
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
+    *(GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER, GPU_THROTTLED, GPU_ECC_ERRORS, GPU_AVAILABLE),
     *(EMULATED, INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, RECORDING_DROPPED, RECORDING_BYTES, BUILD_INFO, *PROCESS),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

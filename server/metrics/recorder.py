@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from server.messages import ModelKey
-from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, TRITON
+from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, TRITON, Metric
 from server.metrics.figures import OTHER, Figures, Watched, count_failure, merged
 from server.ring import Ring
 
-MAX_KEYS = 27
+log = logging.getLogger(__name__)
+
+MAX_KEYS = 25
 """Models, versions and precisions with series of their own: 5,000 series in all. What comes beyond is shown as OTHER."""
 MAX_TENANTS = 32
 UNROUTED = ModelKey("", "", "")
@@ -86,9 +89,20 @@ class Recorder:
         if key in self._gauges or sum(known == name for known, _ in self._gauges) < MAX_KEYS:
             self._gauges[key] = read
 
-    def snapshot(self) -> tuple[list[Figures], dict[str, int], dict[GaugeKey, Callable[[], float]]]:
-        """What there is to show: figures, failures that reached no model, gauges. For the scraping thread."""
+    def read(self, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Sequence[str], float]]:
+        """Name, values of the labels and value of each gauge that is one of `metrics`. For the scraping thread."""
+        for (name, labels), read in self._gauges.copy().items():
+            if name in metrics:
+                try:
+                    value = float(read())
+                except Exception:  # whatever one part can't say must not hide what all the others do
+                    log.warning("no value for metric %s", name, exc_info=True)
+                else:
+                    yield name, [text for _, text in labels], value
+
+    def snapshot(self) -> tuple[list[Figures], dict[str, int]]:
+        """What there is to show: figures, failures that reached no model. For the scraping thread."""
         figures, (rest, gone) = list(self._figures.values()), self._rest
         if rest or any(gone.duration) or any(gone.failures.values()):
             figures.append(merged(OTHER, (gone, *rest.values())))
-        return figures, self._unrouted.copy(), self._gauges.copy()
+        return figures, self._unrouted.copy()

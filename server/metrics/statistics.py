@@ -18,6 +18,16 @@ from server.ring import unix_offset
 _REASONS: Mapping[str, str] = {"rejected": "REJECTED", "cancelled": "CANCELED"}
 
 
+PARTS: Mapping[str, str] = {
+    "request": "success",
+    "queue": "queue",
+    "compute_input": "compute_input",
+    "compute_infer": "compute_infer",
+    "compute_output": "compute_output",
+}
+"""What a request goes through, as nv_* metrics call it → as the statistics do."""
+
+
 class Sum(NamedTuple):
     """How many, and seconds of them all."""
 
@@ -86,6 +96,11 @@ def statistics_of(model: str, version: str, figures: Sequence[Figures]) -> Stati
     return Statistics(model, version, parts, int(rows), int(count), all_of.last, failures, runs, all_of.responses)
 
 
+def nanoseconds(seconds: float) -> int:
+    """Whole ones."""
+    return round(seconds * 1e9)
+
+
 def _failure(reason: str) -> str:
     """Triton's word for a reason of ours."""
     return "BACKEND" if reason == "backend" else _REASONS.get(OUTCOMES[reason], "OTHER")
@@ -96,7 +111,7 @@ def _total(counts: Counts) -> Sum:
 
 
 def _duration(count: float, seconds: float) -> dict[str, int]:
-    return {"count": int(count), "ns": round(seconds * 1e9)}
+    return {"count": int(count), "ns": nanoseconds(seconds)}
 
 
 def _batch(rows: int, count: float, gather: float, compute: float, scatter: float) -> dict[str, Any]:

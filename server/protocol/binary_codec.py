@@ -6,7 +6,6 @@ the body for each input. A leading `"id"` is cut out first, since clients that n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from struct import Struct
@@ -16,7 +15,7 @@ import numpy as np
 
 from server.errors import InvalidRequest
 from server.messages import InferRequest, Layout, RequestedOutput, Scalar
-from server.protocol.head import Body, Input, Layouts, parse_head
+from server.protocol.head import LEADING_ID, Body, Input, Layouts, parse_head
 from server.protocol.json_codec import MAX_STRINGS, byte_size_mismatch, inline_tensor, too_many_strings
 from server.protocol.reply import Reply
 from server.tensors import DType, Tensor, TensorSpec
@@ -26,7 +25,6 @@ MAX_ENTRIES = 1024
 MAX_CACHED_BYTES = 1 << 20
 COPY_BELOW = 1 << 16
 
-_ID = re.compile(rb'\{"id":"([ !#-\[\]-~]*)(?=")')  # printable ASCII without quote and backslash: the text is its own spelling
 _LENGTH = Struct("<I")
 _BOOL = np.dtype(np.bool_)
 _UINT8 = np.dtype(np.uint8)
@@ -86,7 +84,7 @@ class BinaryDecoder:
             head = bytes(head)
         request_id = None
         if head.startswith(b'{"id":'):
-            found = _ID.match(head)
+            found = LEADING_ID.match(head)
             if found is not None:
                 request_id, head = found[1].decode(), head[found.end() :]
         plan = self._plans.get(head)

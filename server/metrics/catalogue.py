@@ -25,7 +25,7 @@ PHASES = ("decode", "queue", "gather", "compute", "scatter", "encode")
 OUTCOMES: Mapping[str, str] = {
     **dict.fromkeys(("invalid", "too_large", "body_timeout", "not_found", "unsupported", "unauthenticated", "denied"), "refused"),
     **dict.fromkeys(("unavailable", "overloaded", "deadline", "model_unavailable", "draining"), "rejected"),
-    **dict.fromkeys(("backend", "model_defect", "config", "internal"), "failed"),
+    **dict.fromkeys(("backend", "device_memory", "device_lost", "model_defect", "config", "internal"), "failed"),
     "cancelled": "cancelled",
 }
 """Reason of a request that wasn't answered → its outcome: refused (the client's doing), rejected (not now), failed (ours), cancelled."""

@@ -15,7 +15,8 @@ from server.metrics.catalogue import FAILURE_REASONS, OUTCOMES
 from server.metrics.figures import Counts, Figures, merged
 from server.ring import unix_offset
 
-_REASONS: Mapping[str, str] = {"rejected": "REJECTED", "cancelled": "CANCELED"}
+_BY_OUTCOME: Mapping[str, str] = {"rejected": "REJECTED", "cancelled": "CANCELED"}
+_BACKENDS = ("backend", "device_memory", "device_lost")
 
 
 PARTS: Mapping[str, str] = {
@@ -103,7 +104,7 @@ def nanoseconds(seconds: float) -> int:
 
 def _failure(reason: str) -> str:
     """Triton's word for a reason of ours."""
-    return "BACKEND" if reason == "backend" else _REASONS.get(OUTCOMES[reason], "OTHER")
+    return "BACKEND" if reason in _BACKENDS else _BY_OUTCOME.get(OUTCOMES[reason], "OTHER")
 
 
 def _total(counts: Counts) -> Sum:

@@ -16,7 +16,7 @@ from server.engine.recovery import diagram
 from server.errors import TidegateError
 from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
-from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
+from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, TRITON
 from server.recording import Arrival
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -93,6 +93,14 @@ def metrics_table() -> str:
     return _table(("Metric", "Kind", "Labels", "What it is"), rows)
 
 
+def triton_table() -> str:
+    """Triton's names."""
+    rows = (
+        (f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help) for metric in TRITON.values()
+    )
+    return _table(("Metric", "Kind", "Labels", "What it is"), rows)
+
+
 def buckets_table() -> str:
     """The histograms' bounds."""
     rows = ((f"`{metric.name}`", " ".join(f"{bound:g}" for bound in metric.buckets)) for metric in CATALOGUE.values() if metric.buckets)
@@ -147,7 +155,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
         (DOCS / "schemas" / "batcher.json", lambda: json.dumps(batcher_schema(), indent=2, ensure_ascii=False) + "\n"),
         _sectioned("configuration.md", {"settings": settings_table}),
         _sectioned("lanes.md", {"recovery": recovery_diagram}),
-        _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
+        _sectioned("metrics.md", {"metrics": metrics_table, "triton": triton_table, "buckets": buckets_table, "outcomes": outcomes_table}),
         _sectioned("protocol.md", {"errors": errors_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )

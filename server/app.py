@@ -13,10 +13,12 @@ from typing import Any
 import orjson
 
 from server.config import Settings
+from server.control.dials import Dials
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
+from server.edges.extensions.settings import add_settings
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
 from server.edges.http_server import HttpServer
@@ -59,7 +61,8 @@ class App:
         self.gate = Gate.from_settings(settings)
         self.router = Router(self.table)
         self.recording = Recording.from_settings(settings.recording)
-        self.dataplane = DataPlane(self.router, self.recorder, self.journal, self.recording)
+        self.dials = Dials(settings, self.journal, self.router)
+        self.dataplane = DataPlane(self.router, self.recorder, self.journal, self.recording, self.dials.tracer)
         self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal)
         self._hurry = asyncio.Event()
         self._draining = False
@@ -71,8 +74,9 @@ class App:
         rest = build_rest(settings, self.gate, self.router, self.control, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring)
         add_configuration(rest, self.gate, self.router)
+        add_settings(rest, self.gate, self.dials)
         self.http = HttpServer(settings, rest, self.edge)
-        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, statistics)
+        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, statistics, self.dials)
         self.grpc = GrpcServer(settings, self.edge, servicer)
         self.gpus = Gpus(lambda state: self.journal.lifecycle("gpus", state=state), nvml_library()) if settings.metrics.gpu else None
         latencies = Latencies(settings.metrics.histograms, settings.metrics.summaries)
@@ -105,6 +109,8 @@ class App:
         if (recording := self.recording) is not None:
             self.recorder.gauge("tidegate_recording_dropped_total", {}, lambda: float(recording.dropped))
             self.recorder.gauge("tidegate_recording_bytes", {}, lambda: float(recording.folder.used))
+        if (sender := self.dials.sender) is not None:
+            self.recorder.gauge("tidegate_traces_dropped_total", {}, lambda: float(sender.dropped))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
         await self.control.load_all()
 
@@ -140,6 +146,7 @@ class App:
             self.gpus.close()
         if self.recording is not None:
             self.recording.close()
+        self.dials.close()
         self.journal.lifecycle("stopped")
         self.journal.close()
 

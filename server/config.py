@@ -205,6 +205,15 @@ class Metrics(_Section):
     gpu: bool = Field(default=True, description="Whether the GPUs' figures are read, by NVML, where there are any.")
 
 
+class Tracing(_Section):
+    """Traces of requests; none without an endpoint."""
+
+    endpoint: str | None = Field(
+        default=None, pattern=r"^https?://[^\s]+$", description="Collector that spans are sent to by OTLP over HTTP: http://127.0.0.1:4318."
+    )
+    sample: Share = Field(default=0.01, description="Share of requests that are traced, of those that belong to no trace yet.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -230,6 +239,8 @@ class Settings(_Section):
     lanes: LaneDefaults = LaneDefaults()
     recording: Recording = Recording()
     metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
+    files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
 
 def load_settings(file: Path | None, flags: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:

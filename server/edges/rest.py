@@ -35,6 +35,8 @@ EXTENSIONS = [
     "parameters",
     "schedule_policy(priority,timeout)",
     "statistics",
+    "trace",
+    "logging",
 ]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
 `Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.

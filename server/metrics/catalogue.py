@@ -140,6 +140,7 @@ LOOP_BUSY = Metric(
 LOG_LINES_DROPPED = Metric("tidegate_log_lines_dropped_total", "counter", "Log lines lost because stderr took no more.")
 RECORDING_DROPPED = Metric("tidegate_recording_dropped_total", "counter", "Records of requests that were not written.")
 RECORDING_BYTES = Metric("tidegate_recording_bytes", "gauge", "Bytes in recording.dir; recording.max_bytes bounds them.")
+TRACES_DROPPED = Metric("tidegate_traces_dropped_total", "counter", "Traces lost because the collector took no more.")
 BUILD_INFO = Metric("tidegate_build_info", "gauge", "1; the labels say which server this is.", ("version", "python"))
 
 PROCESS = (
@@ -156,7 +157,18 @@ _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
     *(GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER, GPU_THROTTLED, GPU_ECC_ERRORS, GPU_AVAILABLE),
-    *(EMULATED, INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, RECORDING_DROPPED, RECORDING_BYTES, BUILD_INFO, *PROCESS),
+    *(
+        EMULATED,
+        INFLIGHT_BYTES,
+        CONNECTIONS,
+        LOOP_BUSY,
+        LOG_LINES_DROPPED,
+        RECORDING_DROPPED,
+        RECORDING_BYTES,
+        TRACES_DROPPED,
+        BUILD_INFO,
+        *PROCESS,
+    ),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 

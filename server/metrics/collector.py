@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from server.config import VERSION
@@ -32,6 +33,7 @@ GPU_FIGURES: Mapping[Metric, str] = {
 }
 
 
+Bucket: TypeAlias = tuple[str, float] | tuple[str, float, Exemplar]
 ReadGpus: TypeAlias = Callable[[], Sequence[Gpu]]
 
 
@@ -52,7 +54,7 @@ class RecorderCollector(Collector):
 
     def collect(self) -> Iterable[Family]:
         figures, unrouted = self._recorder.snapshot()
-        yield _histograms(catalogue.REQUEST_DURATION, [(each.key, each.duration) for each in figures])
+        yield _durations(figures)
         yield _histograms(
             catalogue.PHASE_DURATION, [((*each.key, phase), getattr(each, phase)) for each in figures for phase in catalogue.PHASES]
         )
@@ -106,10 +108,29 @@ def _numbers(metric: Metric, samples: Iterable[tuple[Sequence[str], float]]) -> 
     return family
 
 
+def _durations(figures: Iterable[Figures]) -> Family:
+    """The requests' durations, with a traced request as the exemplar of each bucket that has one, which OpenMetrics shows."""
+    metric = catalogue.REQUEST_DURATION
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for each in figures:
+        counts, examples = each.duration.copy(), each.examples.copy()
+        family.add_metric(
+            each.key, [_with(examples.get(place), le, count) for place, (le, count) in enumerate(_cumulated(metric, counts))], counts[-1]
+        )
+    return family
+
+
+def _with(example: tuple[str, float, float] | None, le: str, count: float) -> Bucket:
+    return (le, count) if example is None else (le, count, Exemplar({"trace_id": example[0]}, *example[1:]))
+
+
+def _cumulated(metric: Metric, counts: Counts) -> Iterator[tuple[str, float]]:
+    return zip([*map(floatToGoString, metric.buckets), "+Inf"], accumulate(counts[:-1]), strict=True)
+
+
 def _histograms(metric: Metric, samples: Iterable[tuple[Sequence[str], Counts]]) -> Family:
-    bounds = [*map(floatToGoString, metric.buckets), "+Inf"]
     family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
     for labels, live in samples:
         counts = live.copy()
-        family.add_metric(labels, list(zip(bounds, accumulate(counts[:-1]), strict=True)), counts[-1])
+        family.add_metric(labels, list(_cumulated(metric, counts)), counts[-1])
     return family

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
-from time import monotonic
+from time import monotonic, time
 from typing import TypeAlias
 
 from server.messages import BatchFacts, ModelKey
@@ -50,8 +50,8 @@ class Figures:
     """What one model, version and precision did so far. Called in the event loop only."""
 
     __slots__ = (
-        *("batches", "compute", "decode", "drops", "duration", "encode", "fail_seconds", "failures", "first", "gather", "hits", "key"),
-        *("lanes", "last", "length", "misses", "note", "padding", "queue", "responses", "rows", "runs", "scatter"),
+        *("batches", "compute", "decode", "drops", "duration", "encode", "examples", "fail_seconds", "failures", "first", "gather", "hits"),
+        *("key", "lanes", "last", "length", "misses", "note", "padding", "queue", "responses", "rows", "runs", "scatter"),
     )
 
     def __init__(self, key: ModelKey, ring: Ring | None = None) -> None:
@@ -67,6 +67,7 @@ class Figures:
         self.failures: dict[str, int] = dict.fromkeys(USUAL_REASONS, 0)
         self.drops: dict[str, int] = dict.fromkeys(DROPS, 0)
         self.first = _histogram(FIRST_RESPONSE_SECONDS)  # of decoupled models
+        self.examples: dict[int, tuple[str, float, float]] = {}  # by duration's bucket: a trace's id, its duration, its Unix time
         self.fail_seconds = 0.0
         self.last = 0.0  # time.monotonic of the end of the last run
         self.runs: dict[int, list[float]] = {}  # of runs that went well, by their rows: how many, seconds of gather, compute and scatter
@@ -87,6 +88,10 @@ class Figures:
         counts = self.encode
         counts[bisect_left(PHASE_SECONDS, encode)] += 1
         counts[-1] += encode
+
+    def example(self, total: float, trace_id: str) -> None:
+        """A traced request was answered after `total` seconds: an example of its bucket."""
+        self.examples[bisect_left(REQUEST_SECONDS, total)] = (trace_id, total, time())
 
     def failed(self, reason: str, total: float = 0.0) -> None:
         """One request was not answered, after `total` seconds. `reason` is its error's; one that the catalogue doesn't know counts as
@@ -215,6 +220,7 @@ def merged(key: ModelKey, several: Iterable[Figures]) -> Figures:
         for index, parts in figures.responses.copy().items():
             known = total.responses.setdefault(index, {part: [0.0, 0.0] for part in RESPONSE_PARTS})
             total.responses[index] = {name: [a + b for a, b in zip(known[name], part, strict=True)] for name, part in parts.items()}
+        total.examples |= figures.examples.copy()
         total.fail_seconds += figures.fail_seconds
         total.last = max(total.last, figures.last)
     return _few_lanes(total)

@@ -1,7 +1,7 @@
 """What the GPUs are at, by NVML, sampled by a thread of its own: a driver that doesn't answer stops neither the event loop nor a scrape.
 
 Whatever is missing is a state with a name: no library, no driver, no GPU, a GPU that fell off the bus, a figure that this GPU doesn't have
-(utilization of one split by MIG). It's told once, when it changes.
+(utilization of one split by MIG). What changes of a GPU is told once; that there's none is no news.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def nvml_library() -> Any:
 
 
 class Gpus:
-    """`start` samples from now on, where there's anything to sample; `read` is the last sample. `tell` gets each new state, in words, in
-    the sampling thread. `library` None: NVML's bindings aren't installed."""
+    """`start` samples from now on, where there's anything to sample; `read` is the last sample. `tell` gets each new state of GPUs, in
+    words, in the sampling thread. `library` None: NVML's bindings aren't installed."""
 
     def __init__(self, tell: Tell, library: Any, interval: float = INTERVAL) -> None:
         self._tell = tell
@@ -102,7 +102,7 @@ class Gpus:
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
-            self._say(f"no figures of GPUs: no NVIDIA driver here ({error})")
+            self.state = f"no figures of GPUs: no NVIDIA driver here ({error})"
             return
         try:
             self._open()
@@ -124,7 +124,7 @@ class Gpus:
             except nvml.NVMLError as error:  # one that is broken doesn't hide the others
                 self._handles[index] = (Gpu(str(index), "", lost=str(error)), None)
         if not self._handles:
-            self._say("no figures of GPUs: there's no GPU in this machine")
+            self.state = "no figures of GPUs: there's no GPU in this machine"
 
     def _one(self, index: int) -> Gpu:
         known, handle = self._handles[index]

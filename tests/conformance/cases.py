@@ -105,6 +105,26 @@ def statistics(transport: Transport) -> None:
         transport.ask("get_inference_statistics", "nobody")
 
 
+def settings(transport: Transport) -> None:
+    def chosen(answer: Any) -> dict[str, Any]:
+        """A gRPC answer's settings as HTTP's twin has them."""
+        return {name: one.get("value", one) for name, one in answer["settings"].items()} if "settings" in answer else answer
+
+    before = chosen(transport.ask("get_trace_settings"))
+    assert {"trace_level", "trace_rate", "trace_count", "log_frequency", "trace_file"} <= before.keys()
+    changed = chosen(transport.ask("update_trace_settings", "pair", {"trace_rate": "7"}))
+    assert changed["trace_rate"] in ("7", ["7"])
+    assert chosen(transport.ask("get_trace_settings", "pair")) == changed != before
+    assert chosen(transport.ask("update_trace_settings", "pair", {"trace_rate": None})) == before
+    assert chosen(transport.ask("update_trace_settings", "", {"trace_count": None})) == before
+    with pytest.raises(Refused, match="trace_rate: expected a number"):
+        transport.ask("update_trace_settings", "pair", {"trace_rate": "often"})
+    logs = chosen(transport.ask("get_log_settings"))
+    assert {"log_file", "log_info", "log_warning", "log_error", "log_verbose_level", "log_format"} <= logs.keys()
+    assert chosen(transport.ask("update_log_settings", {"log_warning": False})) != logs
+    assert chosen(transport.ask("update_log_settings", {"log_warning": True})) == logs
+
+
 def repository_index(transport: Transport) -> None:
     found = transport.ask("get_model_repository_index")
     rows = {(row["name"], row["version"]): row for row in (found["models"] if isinstance(found, dict) else found)}
@@ -253,6 +273,7 @@ CASES: Mapping[str, Case] = {
     "model metadata": model_metadata,
     "model configuration": model_configuration,
     "statistics": statistics,
+    "settings": settings,
     "repository index": repository_index,
     **{f"datatype {name}": partial(datatype, name) for name in DTYPES},
     "everything without outputs": everything_without_outputs,

@@ -11,6 +11,7 @@ from inspect import isawaitable
 from typing import Any, NamedTuple, TypeAlias
 
 from server.config import VERSION
+from server.control.dials import Dials
 from server.controlplane import ControlPlane
 from server.edges.grpc.call import Call, admitted
 from server.errors import ModelUnavailable, NotFound, Unsupported
@@ -34,6 +35,7 @@ class Servicer:
     control: ControlPlane
     ready: Callable[[], bool]
     statistics: Statistics
+    dials: Dials
 
     async def call(self, method: str, body: bytes, call: Call) -> bytes:
         """Run a method by its name, from message bytes to message bytes. Raises TidegateError."""
@@ -115,6 +117,27 @@ def _repository_index(servicer: Servicer, request: Message) -> Fields:
     return {"models": [{"name": row.name, "version": row.version, "state": str(row.state), "reason": row.reason} for row in rows]}
 
 
+def _trace_setting(servicer: Servicer, request: Message) -> Fields:
+    wish = {name: list(setting.value) or None for name, setting in request.settings.items()}
+    model = request.model_name
+    found = servicer.dials.set_tracing(wish, model) if wish else servicer.dials.tracing(model)
+    return {"settings": {name: {"value": value if isinstance(value, list) else [value]} for name, value in found.items()}}
+
+
+def _log_settings(servicer: Servicer, request: Message) -> Fields:
+    wish = {name: _chosen(setting) for name, setting in request.settings.items()}
+    found = servicer.dials.set_logging(wish) if wish else servicer.dials.logging()
+    return {"settings": {name: {_LOG_FIELDS[type(value)]: value} for name, value in found.items()}}
+
+
+def _chosen(setting: Message) -> Any:
+    """The value of a oneof, None where there's none."""
+    kind = setting.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(setting, kind)
+
+
+_LOG_FIELDS: Mapping[type, str] = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+
 _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ServerLive": (Operation.HEALTH, _server_live),
     "ServerReady": (Operation.HEALTH, _server_ready),
@@ -132,8 +155,8 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "CudaSharedMemoryStatus": (Operation.SHARED_MEMORY, None),
     "CudaSharedMemoryRegister": (Operation.SHARED_MEMORY, None),
     "CudaSharedMemoryUnregister": (Operation.SHARED_MEMORY, None),
-    "TraceSetting": (Operation.SETTINGS, None),
-    "LogSettings": (Operation.SETTINGS, None),
+    "TraceSetting": (Operation.SETTINGS, _trace_setting),
+    "LogSettings": (Operation.SETTINGS, _log_settings),
 }
 INFERENCES = frozenset(("ModelInfer", "ModelStreamInfer"))
 """The methods that aren't here, but in inference."""

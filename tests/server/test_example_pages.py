@@ -1,4 +1,4 @@
-"""The programs of docs/metrics.md print what stands below them."""
+"""The programs of docs/metrics.md, tracing.md and logs.md print what stands below them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from server.app import App
 from tests.server.models import two_inputs_model
 from tests.server.running import in_thread
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "metrics.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = {name: (DOCS / f"{name}.md").read_text() for name in ("metrics", "tracing", "logs")}
+PROGRAMS = [
+    (name, *found) for name, page in PAGES.items() for found in re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", page, re.DOTALL)
+]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    root = tmp_path_factory.mktemp("metrics-page")
-    two_inputs_model(root / "sums" / "1" / "model.onnx")
-    with in_thread(root) as app:
+    root = tmp_path_factory.mktemp("pages")
+    two_inputs_model(root / "models" / "sums" / "1" / "model.onnx")
+    (root / "files").mkdir()
+    with in_thread(root / "models", allow="files", files_dir=root / "files") as app:
         row = {"datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
         body = {"inputs": [{"name": "a", **row}, {"name": "b", **row}]}
         assert httpx.post(f"http://{app.addresses.http}/v2/models/sums/infer", json=body).status_code == 200
@@ -31,11 +35,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 
 
 def test_all_programs_are_found() -> None:
-    assert len(PROGRAMS) == PAGE.count("```python") > 0
+    assert len(PROGRAMS) == sum(page.count("```python") for page in PAGES.values()) == 3
 
 
-@pytest.mark.parametrize(("program", "printed"), PROGRAMS)
-def test_programs(served: App, program: str, printed: str) -> None:
+@pytest.mark.parametrize(("page", "program", "printed"), PROGRAMS)
+def test_programs(served: App, page: str, program: str, printed: str) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(program.replace("127.0.0.1:8000", served.addresses.http).replace("127.0.0.1:8002", served.addresses.metrics), {})

@@ -44,8 +44,10 @@ class DataPlane:
         self._tracer = tracer
         self._note = recorder.ring.arrival
 
-    def infer(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
-        """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns."""
+    def infer(self, request: InferRequest, on_response: OnResponse, *, streamed: bool = False) -> CancelHandle:
+        """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns.
+
+        `streamed`: whoever asks can take several answers. From a decoupled model they then get a Stream for a handle (engine.streams)."""
         version = request.version
         try:
             route = self._router.route(request.model, request.version)
@@ -55,7 +57,8 @@ class DataPlane:
                 on_response = explained(request, route.reason, on_response)
             if request.outputs and wants_classes(request.outputs):
                 on_response = classified(request, route.engine.outputs, on_response, batched=route.engine.max_rows > 0)
-            return route.engine.submit(request, on_response)
+            submit = getattr(route.engine, "stream", route.engine.submit) if streamed else route.engine.submit
+            return submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
             return SETTLED
@@ -67,6 +70,24 @@ class DataPlane:
                 self._note(event)
                 if self._recording is not None:
                     self._recording.arrived(event, request)
+
+    def step(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
+        """Run and account a request that the server itself makes for a step of an ensemble."""
+
+        def answered(response: InferResponse, final: bool) -> None:
+            if final:
+                request.tenant = ""  # counted once, for the whole
+                self.done(request, response, 0.0)
+            on_response(response, final)
+
+        try:
+            engine = self._router.route(request.model, request.version).engine
+            request.priority = 0 if request.priority > engine.terms.priorities else request.priority
+            admit(request, engine.terms)
+            return engine.submit(request, answered)
+        except TidegateError as error:
+            answered(InferResponse(request.model, request.version, request.id, error=error), True)
+            return SETTLED
 
     def takes(self, model: str, version: str) -> Takes:
         """What a request for this model is made of, for those who build one. Raises NotFound or ModelUnavailable."""

@@ -18,6 +18,7 @@ from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
+from server.edges.extensions.repository import add_repository
 from server.edges.extensions.settings import add_settings
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
@@ -71,9 +72,10 @@ class App:
         self._worker = JsonWorker(layouts)
         self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
         statistics = partial(model_statistics, self.router, self.recorder)
-        rest = build_rest(settings, self.gate, self.router, self.control, self.ready, statistics)
+        rest = build_rest(settings, self.gate, self.router, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring)
         add_configuration(rest, self.gate, self.router)
+        add_repository(rest, self.gate, self.control)
         add_settings(rest, self.gate, self.dials)
         self.http = HttpServer(settings, rest, self.edge)
         servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, statistics, self.dials)

@@ -46,7 +46,8 @@ class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
     `front` takes the requests in the engine's place where there's one.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
-    is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load."""
+    is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load. `note` is what `reason` says while
+    all is well, `leaving` the version as it served while it answers its last requests."""
 
     model: str
     version: str
@@ -59,6 +60,8 @@ class ServedVersion:
     config: ModelConfig = field(default_factory=ModelConfig)
     unpadded: str = ""
     filename: str = ""
+    note: str = ""
+    leaving: ServedVersion | None = None
     device: str = "cpu"
     memory: tuple[Memory, ...] = ()
     front: Front | None = None

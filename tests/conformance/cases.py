@@ -131,7 +131,25 @@ def repository_index(transport: Transport) -> None:
     assert rows["linear", "1"] == {"name": "linear", "version": "1", "state": "READY", "reason": ""}
     assert rows["corrupt", "1"]["state"] == "UNAVAILABLE"
     assert "model.onnx" in rows["corrupt", "1"]["reason"]
-    assert len(rows) == len(DTYPES) + 5
+    assert len(rows) == len(DTYPES) + 6
+
+
+def repository_control(transport: Transport) -> None:
+    transport.ask("unload_model", "spare")
+    assert not transport.ask("is_model_ready", "spare")
+    with pytest.raises(Refused, match="not at ready state"):
+        transport.infer(Ask("spare", PAIR))
+    transport.ask("load_model", "spare")
+    assert transport.ask("is_model_ready", "spare")
+    transport.infer(Ask("spare", PAIR))
+    for act, model, code, text in (
+        ("load_model", "nobody", "NOT_FOUND", "failed to load 'nobody'"),
+        ("load_model", "corrupt", "INVALID_ARGUMENT", "failed to load 'corrupt', version 1 is at UNAVAILABLE state: "),
+        ("unload_model", "nobody", "NOT_FOUND", "failed to unload 'nobody'"),
+    ):
+        with pytest.raises(Refused) as caught:
+            transport.ask(act, model)
+        assert (caught.value.code, text in caught.value.text) == (code, True), caught.value
 
 
 # Answers
@@ -206,6 +224,22 @@ def parameters(transport: Transport) -> None:
     assert explained["batch_rows"] >= 2
 
 
+def classification(transport: Transport) -> None:
+    """The classes of the largest values, the largest first, ties by their number; 0 is off, and more than there are is all."""
+    scores = np.array([[0.5, 2.0, -1.0, 2.0], [9.0, 8.0, 7.0, 6.0]], np.float32)
+    for count, labels in ((1, [[b"2:1"], [b"9:0"]]), (9, [[b"2:1", b"2:3", b"0.5:0", b"-1:2"], [b"9:0", b"8:1", b"7:2", b"6:3"]])):
+        found = transport.infer(Ask("echo_FP32", {"x": scores}, outputs=["y"], class_count=count)).outputs["y"]
+        assert [[split(value) for value in row] for row in found.tolist()] == [[split(label) for label in row] for row in labels]
+    whole = transport.infer(Ask("echo_FP32", {"x": scores}, outputs=["y"])).outputs["y"]
+    np.testing.assert_array_equal(whole, scores)
+
+
+def split(label: bytes) -> tuple[float, int]:
+    """A value and the number of its class."""
+    value, number = label.split(b":")
+    return float(value), int(number)
+
+
 # Errors
 
 
@@ -275,6 +309,7 @@ CASES: Mapping[str, Case] = {
     "statistics": statistics,
     "settings": settings,
     "repository index": repository_index,
+    "repository control": repository_control,
     **{f"datatype {name}": partial(datatype, name) for name in DTYPES},
     "everything without outputs": everything_without_outputs,
     "requested outputs": requested_outputs,
@@ -284,6 +319,7 @@ CASES: Mapping[str, Case] = {
     "ids": ids,
     "versions": versions,
     "parameters": parameters,
+    "classification": classification,
     **{f"error {name}": partial(error, name) for name in ERRORS},
 }
 HTTP_CASES: Mapping[str, Case] = {"own pages": own_pages}

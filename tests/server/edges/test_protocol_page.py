@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     two_inputs_model(root / "sums" / "1" / "model.onnx")
     animals = place(root, "animals", lambda path: identity_model(path, width=3), yaml="outputs: {y: {labels: names.txt}}\n")
     (animals / "names.txt").write_text("cat\ndog\neel\n")
-    with in_thread(root, grpc_port=0) as app:
+    with in_thread(root, grpc_port=0, model_control="explicit", load_model=["*"]) as app:
         yield app
 
 
@@ -58,8 +58,8 @@ def test_programs(served: App, program: str, printed: str) -> None:
 
 def test_the_endpoints(served: App) -> None:
     listed = set(re.findall(r"^\| (GET|POST) \| `([^`]+)`", PAGE, re.MULTILINE))
-    versioned = {(method, path) for method, path in listed if "{model}" in path and "/trace/" not in path}
-    listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in versioned}
+    of_models = [(method, path) for method, path in listed if path.startswith("/v2/models/{model}") and "/trace/" not in path]
+    listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in of_models}
     paths = httpx.get(f"http://{served.addresses.http}/openapi.json").json()["paths"]
     assert listed == {(method.upper(), path) for path, methods in paths.items() for method in methods}
 

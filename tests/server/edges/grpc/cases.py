@@ -89,8 +89,6 @@ def unbuilt(address: str) -> None:
     """Methods that aren't built yet say so."""
     client = stock.InferenceServerClient(address)
     for act in (
-        lambda: client.load_model("pair"),
-        lambda: client.unload_model("pair"),
         lambda: client.get_system_shared_memory_status(),
         lambda: client.register_system_shared_memory("r", "/r", 8),
         lambda: client.unregister_system_shared_memory("r"),

@@ -14,14 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from random import getrandbits
-from time import monotonic
+from time import monotonic, monotonic_ns, time_ns
 from typing import Any, TypeAlias
 
 import orjson
 
 from server.config import VERSION
 from server.errors import ConfigError
-from server.tracing.tracer import Trace
+from server.tracing.tracer import MAX_TEXT, Trace
 
 log = logging.getLogger(__name__)
 
@@ -98,15 +98,26 @@ class SpanSender:
 
 def _line(trace: Trace) -> dict[str, Any]:
     """A trace as a line of JSON, times in nanoseconds."""
+    clock = _Clock()
     return {
         "trace_id": trace.traced.trace_id,
         "parent_id": trace.traced.parent_id,
-        **trace.facts,
-        "begin_ns": round(trace.begin * 1e9),
-        "end_ns": round(trace.end * 1e9),
-        "phases": {name: [round(begin * 1e9), round(end * 1e9)] for name, begin, end in trace.phases},
-        **({"reason": trace.reason, "error": trace.error} if trace.reason else {}),
+        **trace.facts(),
+        "begin_ns": clock(trace.received),
+        "end_ns": clock(trace.received + trace.total),
+        "phases": {name: [clock(begin), clock(max(begin, end))] for name, begin, end in trace.phases()},
+        **({"reason": trace.reason, "error": trace.error[:MAX_TEXT]} if trace.reason else {}),
     }
+
+
+class _Clock:
+    """Seconds of time.monotonic → whole nanoseconds of Unix time."""
+
+    def __init__(self) -> None:
+        self._offset = time_ns() - monotonic_ns()
+
+    def __call__(self, seconds: float) -> int:
+        return round(seconds * 1e9) + self._offset
 
 
 def otlp_export(endpoint: str, server_name: str) -> Export:
@@ -133,21 +144,22 @@ def otlp_export(endpoint: str, server_name: str) -> Export:
 
 def _spans(sdk: Any, api: Any, resource: Any, scope: Any, trace: Trace) -> Iterator[Any]:
     """The request's span, and one for each phase below it."""
-    traced = trace.traced
+    traced, clock = trace.traced, _Clock()
     trace_id, sampled = int(traced.trace_id, 16), api.TraceFlags(api.TraceFlags.SAMPLED)
 
     def context(span_id: int, *, remote: bool = False) -> Any:
         return api.SpanContext(trace_id, span_id, is_remote=remote, trace_flags=sampled)
 
     def span(name: str, own: Any, parent: Any, begin: float, end: float, **more: Any) -> Any:
-        times = {"start_time": round(begin * 1e9), "end_time": round(max(begin, end) * 1e9)}
+        times = {"start_time": clock(begin), "end_time": clock(max(begin, end))}
         return sdk.ReadableSpan(name, own, parent, resource, instrumentation_scope=scope, **times, **more)
 
     root = context(getrandbits(64) or 1)
     parent = context(int(traced.parent_id, 16), remote=True) if traced.parent_id else None
-    facts = {f"tidegate.{name}": value for name, value in trace.facts.items()}
-    status = api.Status(api.StatusCode.ERROR, trace.error) if trace.reason else api.Status(api.StatusCode.UNSET)
+    facts = {f"tidegate.{name}": value for name, value in trace.facts().items()}
+    status = api.Status(api.StatusCode.ERROR, trace.error[:MAX_TEXT]) if trace.reason else api.Status(api.StatusCode.UNSET)
     attributes = {**facts, **({"error.type": trace.reason} if trace.reason else {})}
-    yield span(f"infer {trace.model}", root, parent, trace.begin, trace.end, kind=api.SpanKind.SERVER, attributes=attributes, status=status)
-    for name, begin, end in trace.phases:
+    end, name = trace.received + trace.total, f"infer {trace.model[:MAX_TEXT]}"
+    yield span(name, root, parent, trace.received, end, kind=api.SpanKind.SERVER, attributes=attributes, status=status)
+    for name, begin, end in trace.phases():
         yield span(name, context(getrandbits(64) or 1), root, begin, end, attributes={})

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from random import getrandbits, randrange
+from random import getrandbits, random
 from typing import Any, TypeAlias
 
 from server.errors import InvalidRequest, Unsupported
@@ -117,12 +117,12 @@ class TraceSettings:
         if parent is not None:
             trace_id, parent_id, sampled = parent[1], parent[2], int(parent[3], 16) & 1
         else:
-            trace_id, parent_id, sampled = f"{getrandbits(128) or 1:032x}", "", rule.rate == 1 or not randrange(rule.rate)
+            trace_id, parent_id, sampled = "", "", random() * rule.rate < 1.0
         if not sampled:
             return None
         if rule.left > 0:
             rule.left -= 1
-        return Traced(trace_id, parent_id, rule)
+        return Traced(trace_id or f"{getrandbits(128) or 1:032x}", parent_id, rule)
 
 
 def _levels(value: Any) -> list[str]:

@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from server.messages import InferRequest, InferResponse
-from server.ring import unix_offset
+from server.messages import BatchFacts, InferRequest, InferResponse
 from server.tracing.settings import Traced, TraceSettings
 
 MAX_TEXT = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """One traced request, without its tensors. `phases` are (name, begin, end) in Unix seconds, and so are `begin` and `end`."""
+class Trace(NamedTuple):
+    """One traced request, without its tensors. Times as in InferRequest and BatchFacts; `total` and `encode` are seconds, from the last
+    byte to the answer and at its end."""
 
     traced: Traced
     model: str
-    facts: dict[str, str | int]
-    begin: float
-    end: float
-    phases: tuple[tuple[str, float, float], ...]
+    version: str
+    request_id: str
+    tenant: str
+    rows: int
+    received: float
+    queued: float
+    decode: float
+    total: float
+    encode: float
+    batch: BatchFacts | None = None
     reason: str = ""
     error: str = ""
+
+    def facts(self) -> dict[str, str | int]:
+        """What is known of it, by name."""
+        facts: dict[str, str | int] = {"model": self.model, "version": self.version, "request_id": self.request_id}
+        facts.update(rows=self.rows, tenant=self.tenant)
+        if (batch := self.batch) is not None:
+            facts.update(precision=batch.precision, lane=batch.lane, batch_rows=batch.rows, close_reason=str(batch.reason))
+        return {name: value[:MAX_TEXT] if isinstance(value, str) else value for name, value in facts.items() if value}
+
+    def phases(self) -> Iterator[tuple[str, float, float]]:
+        """The phases that it reached: name, begin, end. Gather includes the hand-over to the lane, as in the logs."""
+        batch, end = self.batch, self.received + self.total
+        encoded = end - self.encode
+        yield "decode", self.received, self.received + self.decode
+        if batch is not None and self.queued:
+            yield "queue", self.queued, batch.cut
+            yield "gather", batch.cut, batch.started
+            yield "compute", batch.started, batch.finished
+            yield "scatter", batch.finished, encoded
+        elif self.queued:
+            yield "queue", self.queued, encoded
+        yield "encode", encoded, end
 
 
 class Sender(Protocol):
@@ -47,34 +73,9 @@ class Tracer:
         traced = self.settings.choose(response.model, request.trace.traceparent if request.trace else "")
         if traced is None:
             return ""
-        offset, batch, error = unix_offset(), response.batch, response.error
-        facts: dict[str, str | int] = {
-            "model": response.model[:MAX_TEXT],
-            "version": (response.version or request.version)[:MAX_TEXT],
-            "request_id": request.id[:MAX_TEXT],
-            "rows": request.rows,
-            "tenant": request.tenant[:MAX_TEXT],
-        }
-        if batch is not None:
-            facts.update(precision=batch.precision, lane=batch.lane, batch_rows=batch.rows, close_reason=str(batch.reason))
-        begin = request.received + offset
-        phases = tuple((name, start + offset, end + offset) for name, start, end in _phases(request, response, total, encode_seconds))
-        told = (error.reason, str(error)[:MAX_TEXT]) if error is not None else ("", "")
-        facts = {name: value for name, value in facts.items() if value not in ("", 0)}
-        self._sender.put(Trace(traced, response.model[:MAX_TEXT], facts, begin, begin + total, phases, *told))
+        error = response.error
+        reason, text = (error.reason, str(error)) if error is not None else ("", "")
+        names = (response.model, response.version or request.version, request.id, request.tenant)
+        times = (request.received, request.queued, request.decode_seconds, total, encode_seconds)
+        self._sender.put(Trace(traced, *names, request.rows, *times, response.batch, reason, text))
         return traced.trace_id
-
-
-def _phases(request: InferRequest, response: InferResponse, total: float, encode_seconds: float) -> Iterator[tuple[str, float, float]]:
-    """The phases that the request reached. Gather includes the hand-over to the lane, as in the logs."""
-    batch, end = response.batch, request.received + total
-    encoded = end - encode_seconds
-    yield "decode", request.received, request.received + request.decode_seconds
-    if batch is not None and request.queued:
-        yield "queue", request.queued, max(request.queued, batch.cut)
-        yield "gather", batch.cut, max(batch.cut, batch.started)
-        yield "compute", batch.started, batch.finished
-        yield "scatter", batch.finished, max(batch.finished, encoded)
-    elif request.queued:
-        yield "queue", request.queued, max(request.queued, encoded)
-    yield "encode", encoded, end

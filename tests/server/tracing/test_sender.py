@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import ConfigError
+from server.messages import BatchFacts
 from server.tracing import sender as module
 from server.tracing.sender import AT_ONCE, SpanSender, otlp_export
 from server.tracing.settings import Rule, Traced
@@ -18,7 +19,8 @@ from server.tracing.tracer import Trace
 
 def trace(number: int = 0, file: Path | None = None, frequency: int = 0) -> Trace:
     traced = Traced(f"{number + 1:032x}", "", Rule(True, 1, -1, file, frequency))
-    return Trace(traced, "m", {"model": "m", "rows": 1}, 10.0, 10.5, (("queue", 10.0, 10.25), ("compute", 10.25, 10.5)))
+    batch = BatchFacts(4, 2, "full", "fp32", "lane", cut=10.25, started=10.375, finished=10.5)
+    return Trace(traced, "m", "1", "r", "", 1, 10.0, 10.125, 0.0625, 1.0, 0.25, batch)
 
 
 def test_what_waits_is_sent_together_and_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +76,16 @@ def test_files_hold_a_line_for_each_trace(tmp_path: Path) -> None:
     sender.close()
     lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert [int(line["trace_id"], 16) for line in lines] == [1, 2, 3, 4, 5]
-    assert lines[0]["phases"] == {"queue": [10_000_000_000, 10_250_000_000], "compute": [10_250_000_000, 10_500_000_000]}
+    first = lines[0]
+    assert {name: [at - first["begin_ns"] for at in ends] for name, ends in first["phases"].items()} == {
+        "decode": [0, 62_500_000],
+        "queue": [125_000_000, 250_000_000],
+        "gather": [250_000_000, 375_000_000],
+        "compute": [375_000_000, 500_000_000],
+        "scatter": [500_000_000, 750_000_000],
+        "encode": [750_000_000, 1_000_000_000],
+    }
+    assert (first["model"], first["batch_rows"], first["close_reason"], "tenant" in first) == ("m", 4, "full", False)
     assert {path.name: len(path.read_text().splitlines()) for path in tmp_path.glob("some.*")} == {"some.0": 2, "some.1": 2, "some.2": 1}
     assert (tmp_path / "all.jsonl").stat().st_mode & 0o777 == 0o600
     assert sender.dropped == 1

@@ -33,6 +33,7 @@ EXTENSIONS = [
     "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy(priority,timeout)",
+    "sequence",
     "statistics",
     "trace",
     "logging",

@@ -123,6 +123,11 @@ TENANT_REQUESTS = Metric(
 )
 MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
 EMULATED = Metric("tidegate_emulated", "gauge", "1 where times are a published table's: nothing was measured.", ("model", "version"))
+SEQUENCES = Metric("tidegate_sequences", "gauge", "Sequences whose state is kept, at most sequence.max_sequences.", ("model", "version"))
+CACHE_LOOKUPS = Metric(
+    "tidegate_cache_lookups_total", "counter", "Lookups of the response cache, by result (hit, miss).", ("model", "version", "result")
+)
+CACHE_BYTES = Metric("tidegate_cache_bytes", "gauge", "Bytes that the response cache holds.", ("model", "version"))
 _GPU = ("gpu",)
 GPU_UTILIZATION = Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU)
 GPU_MEMORY_USED = Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU)
@@ -158,6 +163,9 @@ _ALL = (
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
     *(GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER, GPU_THROTTLED, GPU_ECC_ERRORS, GPU_AVAILABLE),
     *(
+        SEQUENCES,
+        CACHE_LOOKUPS,
+        CACHE_BYTES,
         EMULATED,
         INFLIGHT_BYTES,
         CONNECTIONS,

@@ -99,9 +99,8 @@ class Figures:
         count_failure(self.failures, reason)
         self.fail_seconds += total
 
-    def hit(self, total: float, lookup: float, decode: float, encode: float) -> None:
-        """One request was answered from the response cache, which took `lookup` seconds; it's answered without having run."""
-        self.answered(total, 0.0, decode, encode)
+    def hit(self, lookup: float) -> None:
+        """The response cache answers one request, after `lookup` seconds: it's answered, but doesn't run."""
         _add(self.hits, lookup)
 
     def missed(self, seconds: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from server.messages import ModelKey
-from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, TRITON, Metric
+from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, OUTCOMES, SUCCESS, TRITON, Metric
 from server.metrics.figures import OTHER, Figures, Watched, count_failure, merged
 from server.ring import Ring
 
@@ -58,7 +58,7 @@ class Recorder:
             self._rest = ({other: each for other, each in rest.items() if other != key}, merged(OTHER, (gone, rest[key])))
         gone_labels = set(zip(("model", "version", "precision"), key, strict=True))
         for gauge in list(self._gauges):
-            labels = set(gauge[1])
+            labels = {label for label in gauge[1] if label[0] in MODEL_LABELS}
             if labels and labels <= gone_labels:
                 del self._gauges[gauge]
 

@@ -168,12 +168,24 @@ def test_failures_by_tritons_reasons(reason: str, triton: str) -> None:
     assert found.fields()["inference_stats"]["fail"] == {"count": 1, "ns": 500_000_000}
 
 
+def test_a_cache_is_told_apart(tmp_path: Path) -> None:
+    identity_model(tmp_path / "echo" / "1" / "model.onnx")
+    (tmp_path / "echo" / "model.yaml").write_text("cache: {max_bytes: 1MiB}\n")
+    with in_thread(tmp_path) as app:
+        assert [infer(app, 2) for _ in range(3)] == [200] * 3
+        (found,) = stats(app)
+    counts = {name: part["count"] for name, part in found["inference_stats"].items()}
+    assert (counts["success"], counts["queue"], counts["cache_hit"], counts["cache_miss"], counts["compute_infer"]) == (3, 3, 2, 1, 1)
+    assert (found["inference_count"], found["execution_count"]) == (2, 1)
+
+
 def test_what_the_cache_answers_did_not_run() -> None:
     figures = Figures(KEY)
     figures.missed(0.25)
     figures.answered(1.0, 0.0, 0.0, 0.0)
     figures.batch(run(2, 1), 0.0, 0.0)
-    figures.hit(0.5, 0.125, 0.0, 0.0)
+    figures.answered(0.5, 0.0, 0.0, 0.0)
+    figures.hit(0.125)
     fields = statistics_of("m", "1", [figures]).fields([Memory("CPU", 0, 7)])
     parts = fields["inference_stats"]
     assert (fields["inference_count"], fields["execution_count"], fields["memory_usage"]) == (

@@ -16,6 +16,7 @@ from server.router.table import ServedVersion
 from server.tensors import TensorSpec
 
 TritonConfig = message_class("inference.ModelConfig")
+TritonSequences = message_class("inference.ModelSequenceBatching")
 TritonBatching = message_class("inference.ModelDynamicBatching")
 
 
@@ -33,12 +34,14 @@ def triton_config(served: ServedVersion) -> Message:
         output=[_output(spec, front.max_rows, config) for spec in front.outputs],
         optimization={"priority": "PRIORITY_DEFAULT"},
         default_model_filename=served.filename,
-        model_transaction_policy={"decoupled": False},
+        model_transaction_policy={"decoupled": config.decoupled},
     )
     if engine is not None:
         message.MergeFrom(_own(served, engine))
         if engine.max_rows > 1:
             message.dynamic_batching.CopyFrom(_batching(config))
+    if config.sequence is not None:
+        message.sequence_batching.CopyFrom(TritonSequences(direct={}, max_sequence_idle_microseconds=_us(config.sequence.idle_timeout)))
     if config.ensemble is not None:
         message.MergeFrom(TritonConfig(ensemble_scheduling={"step": [_step(step) for step in config.ensemble.steps]}))
     return message
@@ -46,10 +49,11 @@ def triton_config(served: ServedVersion) -> Message:
 
 def _own(served: ServedVersion, engine: Engine) -> Message:
     """What only a version with lanes of its own has."""
+    parameters = {**served.config.parameters, "precision": engine.key.precision}
     return TritonConfig(
         instance_group=[_instances(served, engine)],
         model_warmup=list(_warmup(engine, served.config)),
-        parameters={"precision": {"string_value": engine.key.precision}},
+        parameters={name: {"string_value": value} for name, value in parameters.items()},
     )
 
 

@@ -18,6 +18,7 @@ from server.repository.declare.said import Loadable
 from server.repository.loader import describe
 from server.repository.store import Entry
 from server.router.table import ServedVersion
+from server.sequences import Sequences
 from server.timeslice import LONG, take_turns
 
 DRAIN_POLL = 0.005  # seconds
@@ -49,7 +50,7 @@ class Loader:
         if loadable.config.ensemble is not None:
             return loadable, None
         lanes, batching, warmup = loadable.config.lanes, loadable.config.batching, loadable.config.warmup
-        rows = () if warmup.skip else warmup.rows or (1, 4, 16, batching.max_rows)
+        rows = () if warmup.skip or loadable.config.decoupled else warmup.rows or (1, 4, 16, batching.max_rows)
         plan = LanePlan(
             kind=lanes.kind,
             count=lanes.count or self._settings.lanes.count,
@@ -59,6 +60,7 @@ class Loader:
             memory_limit=lanes.memory_limit or 0,
             pin=lanes.pin,
             run_limit=lanes.run_limit,
+            decoupled=loadable.config.decoupled,
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 
@@ -66,7 +68,7 @@ class Loader:
         """Let a version that gets no more requests answer those that it has, for `timeout` seconds, and give its lanes back."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while isinstance(served.front, Ensemble) and served.front.running:
+                while isinstance(served.front, Ensemble | Sequences) and served.front.running:
                     await asyncio.sleep(DRAIN_POLL)
                 if served.engine is not None:
                     await served.engine.drain()

@@ -13,6 +13,7 @@ from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
 from server.engine.engine import Engine
+from server.engine.streams.engine import StreamingEngine
 from server.engine.supervisor import Supervisor
 from server.explain import capacity_of
 from server.lanes.arbiter import Arbiter
@@ -26,6 +27,7 @@ from server.metrics.recorder import Recorder
 from server.padding import NO_PADDING
 from server.repository.loader import Loadable
 from server.router.table import ServedVersion, ServingTable, State
+from server.sequences import Sequences
 
 
 class Serving:
@@ -46,7 +48,8 @@ class Serving:
         batcher = Batcher(policy_of(config, len(opened.lanes), warmup.batched), CostModel(warmup.latency, length))
         figures = self._recorder.figures(key)
         proved = loadable.manifest.unbatched if loadable.manifest is not None else None
-        engine = Engine(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
+        kind = StreamingEngine if config.decoupled else Engine
+        engine = kind(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
         served = ServedVersion(
             key.name,
             key.version,
@@ -60,9 +63,10 @@ class Serving:
             filename=spec.path.name,
             device=spec.device,
         )
-        served.note = served.reason = "; ".join(
-            filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why)))
-        )
+        unbatched = "" if warmup.batched else proved or warmup.why
+        served.note = served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, unbatched))))
+        if config.sequence is not None:
+            served.front = Sequences(engine, config.sequence)
         self._gauges(served, engine)
         if opened.lanes[0].kind != "inline":
             device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought

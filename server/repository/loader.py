@@ -12,7 +12,7 @@ from server.backends.base import VariantSpec
 from server.backends.registry import DEFAULT, EMULATED, PYTHON, TENSORRT
 from server.config import Settings
 from server.errors import ModelDefect
-from server.repository.configs.reading import config_path, read_model_config
+from server.repository.configs.reading import config_path, read_model_config, said_wrong
 from server.repository.declare.fileless import emulated, ensemble, python
 from server.repository.declare.said import (
     Loadable,
@@ -24,6 +24,7 @@ from server.repository.declare.said import (
     said_value,
     spec_of,
 )
+from server.repository.declare.state import check_state, with_state_axes
 from server.repository.engines import engine_for, engine_options
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
 from server.repository.model_config import ModelConfig
@@ -71,9 +72,11 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     folder = entry.path / version
     if not folder.is_dir():
         raise ModelDefect(f"{folder}: no such folder, so there is no version {version} of model {entry.name!r}")
-    config = read_model_config(entry.path, entry.over)
+    config = with_state_axes(read_model_config(entry.path, entry.over), entry.path)
     if config.emulate is not None or config.backend == EMULATED:
         return emulated(entry, version, config)
+    if config.decoupled and config.backend != PYTHON:
+        raise said_wrong(entry.path, ("decoupled",), "only a Python model (`backend: python`) gives several answers to a request")
     if config.python is not None or config.backend == PYTHON:
         return python(entry, version, config, settings.lanes.device)
     if config.ensemble is not None:
@@ -94,6 +97,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         outputs=completed(entry, "outputs", found.outputs, config.outputs),
         options=found.options,
     )
+    check_state(entry.path, config, *found.declared)
     padding = padding_of(entry.path, config, *found.declared)
     trusted = manifest is not None or bool(axes_said(config))
     return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note)

@@ -28,7 +28,15 @@ _DATATYPES = {kind.config: kind.name for kind in DTYPES.values()}
 UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "": (
         *("name", "platform", "backend", "max_batch_size", "default_model_filename", "version_policy", "input", "output", "parameters"),
-        *("dynamic_batching", "instance_group", "model_warmup", "model_transaction_policy", "optimization", "ensemble_scheduling"),
+        *(
+            "dynamic_batching",
+            "instance_group",
+            "model_warmup",
+            "model_transaction_policy",
+            "optimization",
+            "ensemble_scheduling",
+            "sequence_batching",
+        ),
     ),
     "version_policy": ("latest", "all", "specific"),
     "version_policy.latest": ("num_versions",),
@@ -45,6 +53,8 @@ UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "model_warmup": ("name", "batch_size", "count", "inputs"),
     "model_warmup.inputs": ("data_type", "dims", "zero_data", "random_data"),
     "parameters": ("string_value",),
+    "sequence_batching": ("state", "max_sequence_idle_microseconds", "control_input", "direct", "oldest"),
+    "sequence_batching.state": ("input_name", "output_name", "data_type", "dims"),
     "ensemble_scheduling": ("step",),
     "ensemble_scheduling.step": ("model_name", "model_version", "input_map", "output_map"),
     "model_transaction_policy": ("decoupled",),
@@ -196,6 +206,17 @@ def _ensemble(message: Message, found: Translated) -> None:
 
 
 def _sequences(message: Message, found: Translated) -> None:
+    sequence, source = message.sequence_batching, ("sequence_batching", 0)
+    if sequence.state:
+        states = [{"input": state.input_name, "output": state.output_name} for state in sequence.state]
+        found.say(("sequence", "state"), states, (*source, "state"))
+        if sequence.max_sequence_idle_microseconds:
+            idle = sequence.max_sequence_idle_microseconds / 1e6
+            found.say(("sequence", "idle_timeout"), idle, (*source, "max_sequence_idle_microseconds"))
+    elif message.HasField("sequence_batching"):
+        found.pass_over(source, "without a state there's nothing that the server would keep")
+    for number, control in enumerate(sequence.control_input):
+        found.pass_over((*source, "control_input", number), f"{control.name} isn't fed by the server: clients send it as they send others")
     if message.model_transaction_policy.decoupled:
         found.say(("decoupled",), True, ("model_transaction_policy", 0, "decoupled"))
 

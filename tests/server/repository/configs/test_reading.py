@@ -95,6 +95,24 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
         ("version_policy { latest { num_versions: 2 } }", {"versions": {"policy": "latest", "count": 2}}),
         ('input { name: "x" dims: [ 2, 4 ] }', {"inputs": {"x": {"batch_axis": None, "shape": [2, 4]}}}),
         ("dynamic_batching {}", {}),
+        ("model_transaction_policy { decoupled: true }", {"decoupled": True}),
+        (
+            'sequence_batching { direct {} max_sequence_idle_microseconds: 5000000 state { input_name: "h" output_name: "hn" } }',
+            {"sequence": {"state": [{"input": "h", "output": "hn"}], "idle_timeout": 5.0}},
+        ),
+        (
+            'platform: "ensemble" ensemble_scheduling { step [ { model_name: "a" model_version: -1 input_map { key: "x" value: "in" } '
+            'output_map { key: "y" value: "mid" } }, { model_name: "b" model_version: 3 input_map { key: "x" value: "mid" } '
+            'output_map { key: "y" value: "out" } } ] }',
+            {
+                "ensemble": {
+                    "steps": [
+                        {"model": "a", "inputs": {"x": "in"}, "outputs": {"y": "mid"}},
+                        {"model": "b", "version": 3, "inputs": {"x": "mid"}, "outputs": {"y": "out"}},
+                    ]
+                }
+            },
+        ),
         ("instance_group { kind: KIND_CPU }", {"lanes": {"count": 1, "device": "cpu"}}),
         ("instance_group [ { count: 2 }, { count: 3 } ]", {"lanes": {"count": 5}}),
         ("instance_group { kind: KIND_GPU }", {"lanes": {"count": 1, "device": "cuda:0"}}),
@@ -120,6 +138,11 @@ def test_single_fields(text: str, expected: dict[str, Any]) -> None:
         (
             "dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
             "1:43: dynamic_batching.default_queue_policy.timeout_action: a request that is too late is refused, not put last",
+        ),
+        ("sequence_batching { oldest {} }", "1:19: sequence_batching: without a state there's nothing that the server would keep"),
+        (
+            'sequence_batching { state { input_name: "h" output_name: "hn" } control_input { name: "START" control { kind: 0 } } }',
+            "1:79: sequence_batching.control_input: START isn't fed by the server: clients send it as they send others",
         ),
         (
             "instance_group [ { gpus: 0 }, { gpus: 1 } ]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from base64 import b64encode
@@ -176,6 +177,16 @@ async def test_files_that_are_in_each_others_way(tmp_path: Path) -> None:
         for names in (("1", "1__model.onnx"), ("1__model.onnx", "1")):
             status, error = await act(connection, "load", "m", load({}, **dict.fromkeys(names, b"x")))
             assert (status, "a folder" in error) == (400, True), error
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, (3 << 16) - 1, 3 << 16, (3 << 16) + 1, 500_000])
+async def test_files_come_whole_whatever_their_length(tmp_path: Path, length: int) -> None:
+    content = bytes(number % 251 for number in range(length))
+    async with explicit(tmp_path, allow="upload") as (_, connection):
+        body = load({}, **{"1__model.onnx": model_bytes(tmp_path, 1), "1__data.bin": content})
+        assert await act(connection, "load", "m", body) == (200, "")
+        (file,) = await asyncio.to_thread(lambda: list(next(iter(uploads())).glob("*/m/1/data.bin")))
+        assert await asyncio.to_thread(file.read_bytes) == content
 
 
 async def test_files_need_a_configuration(tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "version_policy": ("latest", "all", "specific"),
     "version_policy.latest": ("num_versions",),
     "version_policy.specific": ("versions",),
-    "input": ("name", "data_type", "dims", "format"),
-    "output": ("name", "data_type", "dims", "label_filename"),
+    "input": ("name", "data_type", "dims", "format", "reshape"),
+    "input.reshape": ("shape",),
+    "output": ("name", "data_type", "dims", "label_filename", "reshape"),
+    "output.reshape": ("shape",),
     "dynamic_batching": (
         *("preferred_batch_size", "max_queue_delay_microseconds", "priority_levels", "default_priority_level", "default_queue_policy"),
     ),
@@ -130,6 +132,8 @@ def _tensors(message: Message, found: Translated) -> None:
             found.say((*key, "batch_axis"), 0 if message.max_batch_size else None, source)
             if tensor.dims:
                 found.say((*key, "shape"), [*([-1] if message.max_batch_size else []), *tensor.dims], (*source, "dims"))
+            if tensor.HasField("reshape"):
+                found.say((*key, "reshape"), [*([-1] if message.max_batch_size else []), *tensor.reshape.shape], (*source, "reshape", 0))
             if tensor.data_type:
                 found.say((*key, "dtype"), _DATATYPES[_enum_name(tensor, "data_type")], (*source, "data_type"))
             if theirs == "output" and tensor.label_filename:

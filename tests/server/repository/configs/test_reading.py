@@ -102,6 +102,8 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
             },
         ),
         ("dynamic_batching {}", {}),
+        ("response_cache { enable: true }", {"cache": {"max_bytes": 64 << 20}}),
+        ("response_cache { enable: false }", {}),
         ("model_transaction_policy { decoupled: true }", {"decoupled": True}),
         (
             'sequence_batching { direct {} max_sequence_idle_microseconds: 5000000 state { input_name: "h" output_name: "hn" } }',

@@ -77,7 +77,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _parameters(body: dict[str, Any]) -> dict[str, Any]:
-    parameters = body.get("parameters") or {}
+    parameters = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters: expected a JSON object, got {type(parameters).__name__}")
     return parameters

@@ -64,10 +64,10 @@ class Serving:
             filename=spec.path.name,
             device=spec.device,
         )
-        unbatched = "" if warmup.batched else proved or warmup.why
+        unbatched = "" if warmup.batched or config.decoupled else proved or warmup.why
         served.note = served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, unbatched))))
         if config.sequence is not None:
-            served.front = Sequences(engine, config.sequence)
+            served.front = self._stateful(Sequences(engine, config.sequence))
         elif config.cache.max_bytes:
             served.front = self._cached(Cached(engine, Answers(config.cache.max_bytes)))
         self._gauges(served, engine)
@@ -78,6 +78,10 @@ class Serving:
         if opened.lanes[0].kind == "process":
             self._watch(served, engine.supervisor)
         return served
+
+    def _stateful(self, front: Sequences) -> Sequences:
+        self._recorder.gauge("tidegate_sequences", {"model": front.key.name, "version": front.key.version}, lambda: front.active)
+        return front
 
     def _cached(self, front: Cached) -> Cached:
         gauge, labels = self._recorder.gauge, {"model": front.key.name, "version": front.key.version}

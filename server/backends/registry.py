@@ -17,18 +17,23 @@ from server.errors import ModelDefect
 GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
 TENSORRT = "trt"
+PYTORCH = "pytorch"
 EMULATED = "emulated"
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
         TENSORRT: "server.backends.trt.backend:TensorRtBackend",
+        PYTORCH: "server.backends.pytorch:PyTorchBackend",
         EMULATED: "server.backends.emulated:EmulatedBackend",
     }
 )
+ISOLATED = frozenset({PYTORCH})
+"""Backends that are opened in process lanes unless model.yaml asks for another kind: what they do, they do to their whole process."""
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
         TENSORRT: "it is part of tidegate: install tidegate again",
+        PYTORCH: "it is part of tidegate: install tidegate again",
         EMULATED: "it is part of tidegate: install tidegate again",
     }
 )

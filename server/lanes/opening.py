@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.registry import backend_named
+from server.backends.registry import ISOLATED, backend_named
 from server.lanes.base import Lane
 from server.lanes.inline import INLINE_LIMIT, InlineLane
 from server.lanes.process.lane import ProcessLane
@@ -58,6 +58,8 @@ def open_lanes(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoo
     spec = replace(spec, threads=shapes[0].threads)
     if plan.kind == "process":
         return _in_processes(spec, plan, shapes, loop, "as model.yaml says")
+    if plan.kind == "auto" and spec.backend in ISOLATED:
+        return _in_processes(spec, plan, shapes, loop, f"the {spec.backend} backend sets its whole process")
     if plan.kind == "auto" and (busy := loop_busy(loop)) > BUSY_LOOP:
         return _in_processes(spec, plan, shapes, loop, f"the event loop was busy for {busy:.0%} of the time")
     return _in_this_process(spec, plan, shapes, loop)

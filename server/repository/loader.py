@@ -10,7 +10,7 @@ from pathlib import Path
 
 from server.backends.base import VariantSpec
 from server.backends.latency_table import BUILT_IN
-from server.backends.registry import DEFAULT, EMULATED, TENSORRT
+from server.backends.registry import DEFAULT, EMULATED, PYTORCH, TENSORRT
 from server.config import Settings
 from server.documents import read_yaml
 from server.errors import ModelDefect
@@ -26,6 +26,7 @@ from server.tensors import DTYPES, TensorSpec
 from server.validation import nearest
 
 BARE_NAME = "model.onnx"
+TRACED_NAMES = ("model.pt2", "model.pt")
 BARE_OPTIMIZATION_LEVEL = 2
 PORTABLE_LEVEL = 2  # up to here the exporter writes plain ONNX, the same for every device
 MAX_LABELS_BYTES = 1 << 20
@@ -213,10 +214,13 @@ def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:
 
 
 def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
-    """A model.onnx without a manifest: all is read from the file."""
+    """A model file without a manifest: model.onnx, from which all is read, or a traced module of PyTorch's."""
+    traced = next((folder / name for name in TRACED_NAMES if (folder / name).exists()), None)
+    if traced is not None and not (folder / BARE_NAME).exists():
+        return _traced(entry, _file(entry, traced), config)
     if not (folder / BARE_NAME).exists():
         have = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter) or {BARE_NAME}; found {have}")
+        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter), {BARE_NAME} or {TRACED_NAMES[0]}; found {have}")
     path = _file(entry, folder / BARE_NAME)
     file = read_onnx(path)
     check_external(path, file.external)
@@ -234,6 +238,15 @@ def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
         for section, values, tensors in (("inputs", inputs, config.inputs), ("outputs", outputs, config.outputs))
     ]
     return _Found(path, file.precision, config.backend or DEFAULT, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], (inputs, outputs))
+
+
+def _traced(entry: Entry, path: Path, config: ModelConfig) -> _Found:
+    """A .pt2 file says its tensors when it's opened; of a .pt file model.yaml must say them. Precision fp16 is autocast."""
+    if config.backend not in (None, PYTORCH):
+        raise ModelDefect(f"{entry.path / CONFIG_NAME}: backend: {config.backend!r}, but {path} is for {PYTORCH!r}")
+    specs = [_specs_said(entry, section, said) for section, said in (("inputs", config.inputs), ("outputs", config.outputs))]
+    declared = _declared(specs[0], ()), _declared(specs[1], ())
+    return _Found(path, config.precision.active or "fp32", PYTORCH, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], declared)
 
 
 def _said(value: Value, tensors: Mapping[str, TensorConfig]) -> Value:

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup tools models demo demo-alerts serve test lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ serve: models ## the demo's server without the questions
 
 test: lint types tools ## lint, types, import contracts and all tests
 	$(RUN) -m pytest
+
+conformance: tools setup ## perf_analyzer, unmodified, against this server: every protocol and way, one table
+	@$(RUN) -m tests.conformance.perf
 
 lint: setup ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -56,7 +56,7 @@ class App:
         self.router = Router(self.table)
         self.recording = Recording.from_settings(settings.recording)
         self.dataplane = DataPlane(self.router, self.recorder, self.journal, self.recording)
-        self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal)
+        self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal, self.dataplane.step)
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()

@@ -148,7 +148,8 @@ def _check_torch(spec: VariantSpec) -> None:
     try:
         import torch
     except ImportError as error:
-        raise ModelDefect(f"{spec.path}: the pytorch backend needs torch, which isn't installed: {error}; pip install 'tidegate[pytorch]'") from error
+        advice = "pip install 'tidegate[pytorch]'"
+        raise ModelDefect(f"{spec.path}: the pytorch backend needs torch, which isn't installed: {error}; {advice}") from error
     kind, _, number = spec.device.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ModelDefect(f"{spec.path}: device {spec.device}: the installed torch {torch.__version__} finds no GPU; see `tidegate doctor`")

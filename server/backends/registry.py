@@ -19,22 +19,30 @@ DEFAULT = "onnxruntime"
 TENSORRT = "trt"
 PYTORCH = "pytorch"
 EMULATED = "emulated"
+PYTHON = "python"
+ENSEMBLE = "ensemble"
+"""No backend: the platform of versions that other models run."""
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
         TENSORRT: "server.backends.trt.backend:TensorRtBackend",
         PYTORCH: "server.backends.pytorch:PyTorchBackend",
         EMULATED: "server.backends.emulated:EmulatedBackend",
+        PYTHON: "server.backends.python:PythonBackend",
     }
 )
-ISOLATED = frozenset({PYTORCH})
-"""Backends that are opened in process lanes unless model.yaml asks for another kind: what they do, they do to their whole process."""
+ISOLATED = frozenset({PYTHON})
+"""Those that run a user's own code: in process lanes only."""
+WHOLE_PROCESS = frozenset({PYTORCH})
+"""Those that set things of their whole process: in process lanes unless model.yaml asks for another kind."""
+_OURS = "it is part of tidegate: install tidegate again"
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
-        TENSORRT: "it is part of tidegate: install tidegate again",
-        PYTORCH: "it is part of tidegate: install tidegate again",
-        EMULATED: "it is part of tidegate: install tidegate again",
+        TENSORRT: _OURS,
+        PYTORCH: _OURS,
+        EMULATED: _OURS,
+        PYTHON: _OURS,
     }
 )
 

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,12 @@ bench-engine: setup ## an emulated T4 by deadline, MiniLM by length
 
 bench-lanes: setup ## process lanes, the arbiter, and what a killed lane costs
 	$(RUN) -m benchmarks.lanes
+
+bench-export: setup ## the exporters' targets: size, speed, parity and memory of six trained models
+	@$(RUN) -m benchmarks.export
+
+parity-matrix: models ## the demo's models over all levels and precisions, one export each
+	@$(RUN) -m benchmarks.parity_matrix
 
 bench-monitor: setup ## how much of a core the monitor takes
 	$(RUN) -m benchmarks.monitor

@@ -27,6 +27,7 @@ from server.metrics.recorder import Recorder
 from server.padding import NO_PADDING
 from server.repository.loader import Loadable
 from server.router.table import ServedVersion, ServingTable, State
+from server.sequences import Sequences
 
 
 class Serving:
@@ -63,6 +64,8 @@ class Serving:
             device=spec.device,
         )
         served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why))))
+        if config.sequence is not None:
+            served.front = Sequences(engine, config.sequence)
         self._gauges(served, engine)
         if opened.lanes[0].kind != "inline":
             device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought

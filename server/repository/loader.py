@@ -24,6 +24,7 @@ from server.repository.declare.said import (
     spec_of,
     specs_said,
 )
+from server.repository.declare.state import check_state, with_state_axes
 from server.repository.engines import engine_for, engine_options
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
 from server.repository.model_config import CONFIG_NAME, ModelConfig, read_model_config, said_wrong
@@ -72,7 +73,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     folder = entry.path / version
     if not folder.is_dir():
         raise ModelDefect(f"{folder}: no such folder, so there is no version {version} of model {entry.name!r}")
-    config = read_model_config(entry.path)
+    config = with_state_axes(read_model_config(entry.path), entry.path)
     if config.emulate is not None or config.backend == EMULATED:
         return emulated(entry, version, config)
     if config.decoupled and config.backend != PYTHON:
@@ -97,6 +98,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         outputs=completed(entry, "outputs", found.outputs, config.outputs),
         options=found.options,
     )
+    check_state(entry.path, config, *found.declared)
     padding = padding_of(entry.path, config, *found.declared)
     trusted = manifest is not None or bool(axes_said(config))
     return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note)

@@ -11,6 +11,7 @@ from server.backends.registry import EMULATED, ENSEMBLE, PYTHON
 from server.documents import Document, read_yaml
 from server.errors import ModelDefect
 from server.repository.declare.said import Loadable, checked_file, declared_values, specs_said
+from server.repository.declare.state import check_state
 from server.repository.emulation import curve_of, note, table_of
 from server.repository.model_config import CONFIG_NAME, ModelConfig
 from server.repository.pad_axes import padding_of
@@ -77,7 +78,9 @@ def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Load
         outputs=_whole(specs_said(entry, "outputs", config.outputs), config),
         options={"class": name, "options": code.options},
     )
-    padding = padding_of(entry.path, config, declared_values(spec.inputs, ()), declared_values(spec.outputs, ()))
+    values = declared_values(spec.inputs, ()), declared_values(spec.outputs, ())
+    check_state(entry.path, config, *values)
+    padding = padding_of(entry.path, config, *values)
     alone = lanes.model_copy(update={"kind": "process", "count": lanes.count or 1, "threads": spec.threads})
     config = config.model_copy(update={"lanes": alone})
     return Loadable(config, spec, None, trust_batch_axis=True, padding=padding)

@@ -65,6 +65,11 @@ class Sequences:
         """Sequences that are kept."""
         return len(self._kept)
 
+    @property
+    def running(self) -> int:
+        """Requests that aren't answered yet."""
+        return sum((kept.turn is not None) + len(kept.waiting) for kept in self._kept.values())
+
     def submit(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
         """Take a request's turn in its sequence. Raises InvalidRequest where the request doesn't fit, Overloaded at a limit."""
         request.rows, _, request.length, _ = fit(request.layout, self.key.name, self.inputs, self.max_rows)

@@ -49,10 +49,11 @@ def triton_config(served: ServedVersion) -> Message:
 
 def _own(served: ServedVersion, engine: Engine) -> Message:
     """What only a version with lanes of its own has."""
+    parameters = {**served.config.parameters, "precision": engine.key.precision}
     return TritonConfig(
         instance_group=[_instances(served, engine)],
         model_warmup=list(_warmup(engine, served.config)),
-        parameters={"precision": {"string_value": engine.key.precision}},
+        parameters={name: {"string_value": value} for name, value in parameters.items()},
     )
 
 

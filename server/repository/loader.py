@@ -12,6 +12,7 @@ from server.backends.base import VariantSpec
 from server.backends.registry import DEFAULT, EMULATED, PYTHON, PYTORCH, TENSORRT
 from server.config import Settings
 from server.errors import ModelDefect
+from server.repository.configs.reading import config_path, read_model_config, said_wrong
 from server.repository.declare.fileless import emulated, ensemble, python
 from server.repository.declare.said import (
     Loadable,
@@ -27,7 +28,7 @@ from server.repository.declare.said import (
 from server.repository.declare.state import check_state, with_state_axes
 from server.repository.engines import engine_for, engine_options
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
-from server.repository.model_config import CONFIG_NAME, ModelConfig, read_model_config, said_wrong
+from server.repository.model_config import ModelConfig
 from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
@@ -73,7 +74,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     folder = entry.path / version
     if not folder.is_dir():
         raise ModelDefect(f"{folder}: no such folder, so there is no version {version} of model {entry.name!r}")
-    config = with_state_axes(read_model_config(entry.path), entry.path)
+    config = with_state_axes(read_model_config(entry.path, entry.over), entry.path)
     if config.emulate is not None or config.backend == EMULATED:
         return emulated(entry, version, config)
     if config.decoupled and config.backend != PYTHON:
@@ -111,7 +112,7 @@ def _proved(entry: Entry, folder: Path, config: ModelConfig, manifest: Manifest,
         return _exported(entry, folder, config, plain)
     engine, why = engine_for(manifest, plain.precision, device, config.batching.max_rows)
     if engine is None and config.backend == TENSORRT:
-        raise ModelDefect(f"{entry.path / CONFIG_NAME}: backend: {TENSORRT!r}: {why or f'{folder / MANIFEST_NAME} has no engine'}")
+        raise ModelDefect(f"{config_path(entry.path)}: backend: {TENSORRT!r}: {why or f'{folder / MANIFEST_NAME} has no engine'}")
     return replace(_exported(entry, folder, config, engine or plain), note=why)
 
 
@@ -121,7 +122,7 @@ def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) 
     named = [variant for variant in manifest.variants if wanted in (None, variant.precision) and variant.engine is None]
     if not named:
         have = ", ".join(variant.precision for variant in manifest.variants)
-        raise ModelDefect(f"{folder.parent / CONFIG_NAME}: precision.active: {wanted!r} isn't among those of {where}: {have}")
+        raise ModelDefect(f"{config_path(folder.parent)}: precision.active: {wanted!r} isn't among those of {where}: {have}")
     fitting = [variant for variant in named if _runs_on(variant, device)]
     if not fitting:
         made = ", ".join(f"{variant.precision} for {variant.target}" for variant in named)
@@ -139,7 +140,7 @@ def _runs_on(variant: Variant, device: str) -> bool:
 def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant) -> _Found:
     """A variant of the manifest, its file held to what the manifest says of it."""
     if config.backend not in (None, variant.backend):
-        said = f"{entry.path / CONFIG_NAME}: backend: {config.backend!r}"
+        said = f"{config_path(entry.path)}: backend: {config.backend!r}"
         raise ModelDefect(f"{said}, but {folder / MANIFEST_NAME} has {variant.backend!r} for {variant.precision}")
     path = checked_file(entry, folder / variant.file)
     size = path.stat().st_size
@@ -172,18 +173,19 @@ def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:
 
 
 def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
-    """A model file without a manifest: model.onnx, from which all is read, or a traced module of PyTorch's."""
-    traced = next((folder / name for name in TRACED_NAMES if (folder / name).exists()), None)
-    if traced is not None and not (folder / BARE_NAME).exists():
+    """A model file without a manifest: ONNX, from which all is read, or a traced module of PyTorch's."""
+    name = config.file or BARE_NAME
+    traced = next((folder / other for other in TRACED_NAMES if (folder / other).exists()), None)
+    if traced is not None and not (folder / name).exists():
         return _traced(entry, checked_file(entry, traced), config)
-    if not (folder / BARE_NAME).exists():
+    if not (folder / name).exists():
         have = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter), {BARE_NAME} or {TRACED_NAMES[0]}; found {have}")
-    path = checked_file(entry, folder / BARE_NAME)
+        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter), {name} or {TRACED_NAMES[0]}; found {have}")
+    path = checked_file(entry, folder / name)
     file = read_onnx(path)
     check_external(path, file.external)
     if config.precision.active not in (None, file.precision):
-        said = f"{entry.path / CONFIG_NAME}: precision.active: {config.precision.active!r}"
+        said = f"{config_path(entry.path)}: precision.active: {config.precision.active!r}"
         raise ModelDefect(f"{said}, but {path} is {file.precision}; `tidegate export` makes other precisions of it")
     check_names(entry, "inputs", config.inputs, [value.name for value in file.inputs])
     check_names(entry, "outputs", config.outputs, [value.name for value in file.outputs])
@@ -201,7 +203,7 @@ def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
 def _traced(entry: Entry, path: Path, config: ModelConfig) -> _Found:
     """A .pt2 file says its tensors when it's opened; of a .pt file model.yaml must say them. Precision fp16 is autocast."""
     if config.backend not in (None, PYTORCH):
-        raise ModelDefect(f"{entry.path / CONFIG_NAME}: backend: {config.backend!r}, but {path} is for {PYTORCH!r}")
+        raise ModelDefect(f"{config_path(entry.path)}: backend: {config.backend!r}, but {path} is for {PYTORCH!r}")
     specs = [specs_said(entry, section, said) for section, said in (("inputs", config.inputs), ("outputs", config.outputs))]
     declared = declared_values(specs[0], ()), declared_values(specs[1], ())
     return _Found(path, config.precision.active or "fp32", PYTORCH, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], declared)

@@ -79,7 +79,7 @@ def errors_table() -> str:
     rows: list[tuple[int, str, str, str]] = []
     for name, what in drawn:
         error: TidegateError = getattr(errors, name).__new__(getattr(errors, name))
-        if name not in ("Cancelled", "ConfigError", "ModelDefect"):  # nobody is left to answer; no request meets the others
+        if name not in ("Cancelled", "ConfigError"):  # nobody is left to answer; no request meets the other
             rows.append((status_of(error), code_of(error), what, f"`{error.reason}`"))
     rows.sort(key=itemgetter(0))
     return _table(("Status", "gRPC", "When", "`reason` in metrics"), rows)

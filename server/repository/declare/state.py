@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from server.repository.configs.reading import said_wrong
 from server.repository.declare.sections import State
-from server.repository.model_config import ModelConfig, OutputConfig, TensorConfig, said_wrong
+from server.repository.model_config import ModelConfig, OutputConfig, TensorConfig
 from server.repository.onnx_files import Value
 from server.validation import nearest
 

@@ -68,7 +68,7 @@ def _brought(body: dict[str, Any]) -> tuple[str | None, dict[str, bytes]]:
 
 
 def _parameters(body: dict[str, Any]) -> dict[str, Any]:
-    parameters = body.get("parameters") or {}
+    parameters = {} if body.get("parameters") is None else body["parameters"]
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"parameters: expected a JSON object, got {type(parameters).__name__}")
     return parameters

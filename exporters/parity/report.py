@@ -99,6 +99,15 @@ def pruning_line(found: Pruning) -> str:
     return f"pruned: {found.channels} channels of {found.layers} layers are zeros ({found.share:.0%} of each); {cost}"
 
 
+def doubt(found: Mapping[str, Distance], gate: Gate) -> str:
+    """Where the rows were too few to show that a classifier's classes hold its gate, even without a fault: so in words; else ""."""
+    fewest = min((part.confident for part in found.values() if part.confident), default=0)
+    if not fewest or upper_bound(0, fewest) <= gate.confident:
+        return ""
+    shown = f"{upper_bound(0, fewest):.0%} could still get another class"
+    return f"only {fewest} rows that PyTorch is sure of judged it ({shown}): give a longer example, or labelled rows (--eval)"
+
+
 def _confident(part: Distance, strict: bool) -> float:
     share = part.confident_disagreement or 0.0
     if strict or not share:

@@ -31,6 +31,7 @@ EXTENSIONS = [
     "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy(priority,timeout)",
+    "sequence",
 ]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
 `Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.

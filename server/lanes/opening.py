@@ -14,7 +14,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.registry import EMULATED, ISOLATED, backend_named
+from server.backends.declared import open_declared
+from server.backends.registry import EMULATED, ISOLATED, WHOLE_PROCESS, backend_named
 from server.errors import ModelDefect
 from server.lanes.base import Lane
 from server.lanes.inline import INLINE_LIMIT, InlineLane
@@ -50,16 +51,22 @@ class LanePlan:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Open lanes of `threads` threads each, what warm-up measured, and in words why these lanes."""
+    """Open lanes of `threads` threads each, what warm-up measured, in words why these lanes, and the seconds that all this took."""
 
     lanes: tuple[Lane, ...]
     warmup: WarmUp
     why: str
     threads: int = 1
+    seconds: float = 0.0
 
 
 def open_lanes(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoop) -> Opened:
     """Open and warm up the lanes of a variant. Raises ModelDefect; nothing stays open then."""
+    begun = time.monotonic()
+    return replace(_open(spec, plan, loop), seconds=time.monotonic() - begun)
+
+
+def _open(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoop) -> Opened:
     shapes = _shapes(spec, plan)
     spec = replace(spec, threads=shapes[0].threads)
     if spec.backend in ISOLATED:
@@ -71,6 +78,8 @@ def open_lanes(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoo
         return _in_processes(spec, plan, shapes, loop, f"backend {spec.backend} runs the user's own code")
     if plan.kind == "process":
         return _in_processes(spec, plan, shapes, loop, "as model.yaml says")
+    if plan.kind == "auto" and spec.backend in WHOLE_PROCESS:
+        return _in_processes(spec, plan, shapes, loop, f"the {spec.backend} backend sets its whole process")
     if plan.kind == "auto" and (busy := loop_busy(loop)) > BUSY_LOOP:
         return _in_processes(spec, plan, shapes, loop, f"the event loop was busy for {busy:.0%} of the time")
     return _in_this_process(spec, plan, shapes, loop)
@@ -89,7 +98,7 @@ def _in_this_process(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loo
     backend_class = backend_named(spec.backend)
 
     def open_backend(threads: int) -> Backend:
-        return backend_class.open(replace(spec, threads=threads))
+        return open_declared(backend_class, replace(spec, threads=threads))
 
     begun = time.monotonic()
     first = open_backend(spec.threads)

@@ -15,6 +15,7 @@ import pytest
 
 from server.app import App
 from server.errors import ConfigError
+from server.metrics.catalogue import CATALOGUE, TRITON
 from tests.server.models import identity_model, linear_model, linear_weights, place, slow_model
 from tests.server.running import Wire, http, infer_json, running, wire
 
@@ -131,6 +132,17 @@ async def test_new_models_show_in_the_index_and_gone_ones_do_not(tmp_path: Path)
         assert await index(connection) == {("m", "1"): ("UNAVAILABLE", "not loaded")}
         entry.rename(tmp_path / ".away")
         assert await index(connection) == {}
+
+
+async def test_an_index_without_its_repository_says_what_it_knew(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    place(root, "m")
+    async with explicit(root, "m") as (_, connection):
+        root.rename(tmp_path / "away")
+        assert await index(connection) == {("m", "1"): ("READY", "")}
+        status, error = await act(connection, "load", "m")
+        assert (status, error) == (503, "failed to load 'm': the model repository can't be read now")
+        assert (await asked(connection))[0] == 200
 
 
 async def test_a_repository_by_name_is_not_supported(tmp_path: Path) -> None:
@@ -324,8 +336,8 @@ async def test_its_series_end_with_a_model(tmp_path: Path) -> None:
         assert (await asked(connection))[0] == 200
 
         def series() -> bool:
-            figures, _, gauges = app.recorder.snapshot()
-            return any(one.key.name == "m" for one in figures) or any(("model", "m") in labels for _, labels in gauges)
+            gauges = app.recorder.read({**CATALOGUE, **TRITON})
+            return any(one.key.name == "m" for one in app.recorder.snapshot()[0]) or any("m" in labels for _, labels, _ in gauges)
 
         assert series()
         await app.control.unload("m")

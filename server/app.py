@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -16,18 +17,21 @@ from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
+from server.edges.extensions.shared_memory import add_shared_memory
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
 from server.edges.http_server import HttpServer
 from server.edges.infer_edge import EdgeLimits, InferEdge
 from server.edges.offload.json_worker import JsonWorker
 from server.edges.rest import EXTENSIONS, build_rest
-from server.gate import Gate
+from server.gate import Gate, Operation
+from server.lending import Lending
 from server.logs import Journal
 from server.metrics.exposition import LoopProbe, MetricsServer
 from server.metrics.recorder import Recorder
 from server.protocol.head import Layouts
 from server.recording import Recording
+from server.regions import RegionLimits, Regions
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
@@ -55,7 +59,9 @@ class App:
         self.gate = Gate.from_settings(settings)
         self.router = Router(self.table)
         self.recording = Recording.from_settings(settings.recording)
-        self.dataplane = DataPlane(self.router, self.recorder, self.journal, self.recording)
+        self.regions = _regions(settings)
+        lending = Lending(self.regions, partial(self.gate.check, operation=Operation.SHARED_MEMORY), settings.limits.inflight_bytes)
+        self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording)
         self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal)
         self._hurry = asyncio.Event()
         self._draining = False
@@ -66,8 +72,9 @@ class App:
         rest = build_rest(settings, self.gate, self.router, self.control, self.ready)
         add_admin(rest, self.gate, self.recorder.ring)
         add_configuration(rest, self.gate, self.router)
+        add_shared_memory(rest, self.gate, self.regions)
         self.http = HttpServer(settings, rest, self.edge)
-        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready)
+        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, self.regions)
         self.grpc = GrpcServer(settings, self.edge, servicer)
         self.metrics = MetricsServer(settings.host, settings.metrics_port, self.recorder, live=lambda: True, ready=self.ready)
         self._probe = LoopProbe(loop, self.recorder)
@@ -125,6 +132,7 @@ class App:
         await self.http.close()
         await self.control.close()
         self._worker.close()
+        self.regions.unregister()
         self.metrics.close()
         if self.recording is not None:
             self.recording.close()
@@ -145,6 +153,11 @@ class App:
 def _as_facts(addresses: Addresses) -> dict[str, str]:
     facts = {"http": addresses.http, "grpc": addresses.grpc, "metrics": addresses.metrics}
     return {name: address for name, address in facts.items() if address}
+
+
+def _regions(settings: Settings) -> Regions:
+    limits = RegionLimits(settings.limits.regions, settings.limits.region_bytes)
+    return Regions(allowed="shared-memory" in settings.allow, limits=limits)
 
 
 def _edge_limits(settings: Settings) -> EdgeLimits:

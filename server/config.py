@@ -121,6 +121,8 @@ class Limits(_Section):
     receive_buffer: Bytes = Field(
         default=512 << 10, description="Bytes that the kernel takes in beyond what was read of a connection; more suits long, fast lines."
     )
+    regions: int = Field(default=512, ge=1, le=65536, description="Shared memory regions that clients may register.")
+    region_bytes: Bytes = Field(default=16 << 30, description="Their bytes together.")
     max_header_bytes: Bytes = Field(default=64 << 10, description="Largest request line and headers together.")
 
     @model_validator(mode="after")

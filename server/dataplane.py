@@ -12,6 +12,7 @@ from server.classification import classified, wants_classes
 from server.engine.admission import admit
 from server.errors import TidegateError
 from server.explain import explained
+from server.lending import Lending
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
@@ -31,15 +32,20 @@ SETTLED = Settled()
 
 
 class DataPlane:
-    def __init__(self, router: Router, recorder: Recorder, journal: Journal, recording: Recording | None = None) -> None:
+    """`lending` reads and writes tensors in clients' shared memory."""
+
+    def __init__(self, router: Router, recorder: Recorder, journal: Journal, lending: Lending, recording: Recording | None = None) -> None:
         self._router = router
         self._recorder = recorder
         self._journal = journal
+        self._lending = lending
         self._recording = recording
         self._note = recorder.ring.arrival
 
     def infer(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
         """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns."""
+        if request.shared is not None:
+            return self._lending.infer(request, request.shared, on_response, self.infer)
         version = request.version
         try:
             route = self._router.route(request.model, request.version)

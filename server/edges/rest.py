@@ -32,6 +32,7 @@ EXTENSIONS = [
     "model_repository(index)",
     "parameters",
     "schedule_policy(priority,timeout)",
+    "system_shared_memory",
 ]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
 `Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.

@@ -66,9 +66,9 @@ _RULES: Mapping[str, _Rule] = {
 def decode(body: Body, model: str, version: str, layouts: Layouts | None = None) -> tuple[InferRequest, Reply]:
     """Decode a body that is all JSON. With `layouts`, equal requests share one Layout. Raises InvalidRequest or Unsupported."""
     head = parse_head(body)
-    inputs = {item.name: inline_tensor(item, model) for item in head.inputs}
+    inputs = {item.name: inline_tensor(item, model) for item in head.inputs if item.region is None}
     layout = layouts.of(head.inputs) if layouts is not None else Layouts().of(head.inputs)
-    request = InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters)
+    request = InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters, shared=head.shared)
     return request, head.reply
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -9,6 +10,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import tritonclient.utils.shared_memory as shm
 
 from server.config import VERSION
 from server.tensors import DTYPES, Tensor
@@ -172,6 +174,32 @@ def parameters(transport: Transport) -> None:
     assert explained["batch_rows"] >= 2
 
 
+def shared_memory(transport: Transport) -> None:
+    """A region is registered, listed and forgotten, by itself and with all others; CUDA's are none."""
+    handle = shm.create_shared_memory_region("region", f"/tidegate_conformance_{os.getpid()}", 64)
+    try:
+        for forget in ((), ("region",)):
+            transport.ask("register_system_shared_memory", "region", f"/tidegate_conformance_{os.getpid()}", 32, offset=32)
+            for which in ((), ("region",)):
+                found = str(transport.ask("get_system_shared_memory_status", *which))
+                assert ("region" in found, "32" in found) == (True, True)
+            transport.ask("unregister_system_shared_memory", *forget)
+            assert "region" not in str(transport.ask("get_system_shared_memory_status")).replace("regions", "")
+        with pytest.raises(Refused, match="CUDA shared memory is unsupported here"):
+            transport.ask("register_cuda_shared_memory", "region", b"", 0, 64)
+        for which in ((), ("region",)):
+            transport.ask("get_cuda_shared_memory_status", *which)
+            transport.ask("unregister_cuda_shared_memory", *which)
+    finally:
+        shm.destroy_shared_memory_region(handle)
+    good(transport)
+
+
+def classification(transport: Transport) -> None:
+    answer = transport.infer(Ask("pair", PAIR, outputs=["total"], class_count=2))
+    assert_same(answer.outputs["total"], np.array([[b"106.000000:3", b"104.000000:2"], [b"114.000000:3", b"112.000000:2"]], object))
+
+
 # Errors
 
 
@@ -248,6 +276,8 @@ CASES: Mapping[str, Case] = {
     "ids": ids,
     "versions": versions,
     "parameters": parameters,
+    "classification": classification,
+    "shared memory": shared_memory,
     **{f"error {name}": partial(error, name) for name in ERRORS},
 }
 HTTP_CASES: Mapping[str, Case] = {"own pages": own_pages}

@@ -33,7 +33,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     place_with_manifest(root, "exported")
     (root / "corrupt" / "1").mkdir(parents=True)
     (root / "corrupt" / "1" / "model.onnx").write_bytes(b"not a model")
-    with in_thread(root, grpc_port=0, ready_when="any") as app:
+    with in_thread(root, grpc_port=0, ready_when="any", allow=("shared-memory",)) as app:
         yield app
 
 

@@ -17,6 +17,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,7 +29,7 @@ from server.edges.offload.json_child import MAX_MESSAGE, SEALS, Answer, Job, map
 from server.errors import BackendFailure, BodyTooLarge, Draining, InvalidRequest, Overloaded, TidegateError, Unavailable, Unsupported
 from server.messages import CancelHandle, InferRequest, InferResponse
 from server.protocol.binary_codec import BinaryDecoder
-from server.protocol.encode import Encoded, Encoder
+from server.protocol.encode import Encoded, Encoder, with_placed
 from server.protocol.head import MAX_NAME, Layouts
 from server.protocol.reply import Reply
 
@@ -220,11 +221,13 @@ class JsonWorker:
     def encode(self, response: InferResponse, reply: Reply, on_done: OnEncoded) -> CancelHandle:
         """Encode an answer as Encoder does. Its outputs are copied before this returns. `on_done` gets the Encoded, whose parts are
         views of memory that goes with them, or the error. Raises Overloaded, Draining, and what Encoder.encode raises."""
+        placed, response = response.placed, replace(response, placed=())
         raw = self._encoder.encode(response, Reply(reply.id, True))
         binary = tuple(reply.binary.get(name, reply.binary_default) for name in response.outputs)
         body = BodySink((raw.head, *raw.blobs))
         job = Job(next(self._numbers), "encode", body.size, len(raw.head), binary=binary)
-        return self._submit(_Task(job, body.detach(), _encoded, on_done, self._forget))
+        finish: _Finish = (lambda body, answer: with_placed(_encoded(body, answer), placed)) if placed else _encoded
+        return self._submit(_Task(job, body.detach(), finish, on_done, self._forget))
 
     def close(self) -> None:
         """End the helper. Jobs that aren't done fail with Draining."""

@@ -92,12 +92,6 @@ def unbuilt(address: str) -> None:
         lambda: client.get_inference_statistics(),
         lambda: client.load_model("pair"),
         lambda: client.unload_model("pair"),
-        lambda: client.get_system_shared_memory_status(),
-        lambda: client.register_system_shared_memory("r", "/r", 8),
-        lambda: client.unregister_system_shared_memory("r"),
-        lambda: client.get_cuda_shared_memory_status(),
-        lambda: client.register_cuda_shared_memory("r", b"", 0, 8),
-        lambda: client.unregister_cuda_shared_memory("r"),
         lambda: client.get_trace_settings(),
         lambda: client.get_log_settings(),
     ):

@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup tools models demo serve test lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,11 +26,17 @@ models: setup ## fetch the trained weights that the demo and some tests use
 demo: models ## export three models, serve them, ask them, keep serving (DEMO_EXIT=1 stops)
 	@$(RUN) -m examples.demo
 
+demo-alerts: setup tools ## latency over 200 ms on an emulated T4: a webhook hears the WARNING and its end, Prometheus agrees
+	@$(RUN) -m examples.alerts
+
 serve: models ## the demo's server without the questions
 	@$(RUN) -m examples.demo --no-questions
 
 test: lint types tools ## lint, types, import contracts and all tests
 	$(RUN) -m pytest
+
+conformance: tools setup ## perf_analyzer, unmodified, against this server: every protocol and way, one table
+	@$(RUN) -m tests.conformance.perf
 
 lint: setup ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -7,44 +7,32 @@ from __future__ import annotations
 
 import sys
 
+from rich.console import Console
+
+from benchmarks.command import run
 from benchmarks.emulated_t4 import emulated_repository, under_load
-from benchmarks.harness import BUILD, BenchError, Report, loadgen, tidegate
+from benchmarks.harness import BUILD, Report, tidegate
 from benchmarks.ragged_text import by_length, text_repository
-from examples.console import heading, make_console, step
-from examples.fetch import FetchError
-from examples.prepare import PrepareError, prepare
-from examples.serving import ServerError
+from examples.console import heading, step
+from examples.prepare import prepare
 
 
-def main() -> int:
-    """The command. Its exit status."""
-    console = make_console()
-    try:
-        loadgen()
-        heading(console, "The models")
-        models = prepare(console)
-        heading(console, "Measurements")
-        report = Report("engine")
-        with (
-            step(console, "an emulated T4 by deadline, below and above its capacity"),
-            tidegate(emulated_repository(BUILD / "engine-emulated"), "engine-emulated") as ours,
-        ):
-            under_load(report, ours.ready["http"])
-        with (
-            step(console, "MiniLM, texts of unlike length"),
-            tidegate(text_repository(models, BUILD / "engine-text"), "engine-text") as ours,
-        ):
-            by_length(report, ours.ready["http"], models)
-    except (BenchError, PrepareError, FetchError, ServerError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    console.print()
-    report.show(console)
-    console.print(f"all measurements: {report.write().relative_to(BUILD.parents[1])}")
-    return 0
+def measure(report: Report, console: Console) -> None:
+    """Fill the report."""
+    heading(console, "The models")
+    models = prepare(console)
+    heading(console, "Measurements")
+    with (
+        step(console, "an emulated T4 by deadline, below and above its capacity"),
+        tidegate(emulated_repository(BUILD / "engine-emulated"), "engine-emulated") as ours,
+    ):
+        under_load(report, ours.ready["http"])
+    with (
+        step(console, "MiniLM, texts of unlike length"),
+        tidegate(text_repository(models, BUILD / "engine-text"), "engine-text") as ours,
+    ):
+        by_length(report, ours.ready["http"], models)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("engine", measure))

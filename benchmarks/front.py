@@ -7,50 +7,38 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.harness import BUILD, BenchError, Report, loadgen, python_server, tidegate
+from rich.console import Console
+
+from benchmarks.command import run
+from benchmarks.harness import BUILD, Report, python_server, tidegate
 from benchmarks.models import front_repository
 from benchmarks.real_models import against_onnxruntime, batched_equals_single
 from benchmarks.small_requests import beside_large_json, compare_fronts
-from examples.console import heading, make_console, step
-from examples.fetch import FetchError
-from examples.prepare import PrepareError, prepare
-from examples.serving import ServerError
+from examples.console import heading, step
+from examples.prepare import prepare
 
 
-def main() -> int:
-    """The command. Its exit status."""
-    console = make_console()
-    try:
-        loadgen()
-        heading(console, "The models")
-        models = prepare(console)
-        heading(console, "Measurements")
-        report = Report("front")
-        repository = front_repository(BUILD / "front-repository")
-        with tidegate(repository, "front-tidegate") as ours:
-            identity = str(repository / "identity" / "1" / "model.onnx")
-            with (
-                step(console, "small requests, against a raw ASGI app"),
-                python_server("benchmarks.raw_asgi", identity, log="front-raw") as raw,
-            ):
-                compare_fronts(report, ours.ready["http"], raw.ready["http"])
-            with step(console, "small requests beside 16 MiB JSON posts"):
-                beside_large_json(report, ours.ready["http"])
-        with tidegate(models, "front-models") as ours:
-            with step(console, "MobileNetV2, against onnxruntime alone"):
-                against_onnxruntime(report, ours.ready["http"], models)
-            with step(console, "batched answers against single ones"):
-                batched_equals_single(report, ours.ready["http"], ours.ready["metrics"])
-    except (BenchError, PrepareError, FetchError, ServerError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    console.print()
-    report.show(console)
-    console.print(f"all measurements: {report.write().relative_to(BUILD.parents[1])}")
-    return 0
+def measure(report: Report, console: Console) -> None:
+    """Fill the report."""
+    heading(console, "The models")
+    models = prepare(console)
+    heading(console, "Measurements")
+    repository = front_repository(BUILD / "front-repository")
+    with tidegate(repository, "front-tidegate") as ours:
+        identity = str(repository / "identity" / "1" / "model.onnx")
+        with (
+            step(console, "small requests, against a raw ASGI app"),
+            python_server("benchmarks.raw_asgi", identity, log="front-raw") as raw,
+        ):
+            compare_fronts(report, ours.ready["http"], raw.ready["http"])
+        with step(console, "small requests beside 16 MiB JSON posts"):
+            beside_large_json(report, ours.ready["http"])
+    with tidegate(models, "front-models") as ours:
+        with step(console, "MobileNetV2, against onnxruntime alone"):
+            against_onnxruntime(report, ours.ready["http"], models)
+        with step(console, "batched answers against single ones"):
+            batched_equals_single(report, ours.ready["http"], ours.ready["metrics"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("front", measure))

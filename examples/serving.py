@@ -27,7 +27,9 @@ class ServerError(Exception):
 class ServerProcess:
     """A server that prints one line of JSON with `"event": "ready"` on stdout once it serves, and writes its log to stderr.
 
-    It runs in a session of its own, so that Ctrl-C on the terminal reaches the caller alone, who then stops it in order.
+    It runs in a process group of its own, so that Ctrl-C on the terminal reaches the caller alone, who then stops it in order. Not in a
+    session of its own: Linux (autogroup) would share the cores out between sessions, and a benchmark's client would wait for the server's
+    background work as for its equal.
     """
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -42,7 +44,7 @@ class ServerProcess:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
-                self.command, stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment, start_new_session=True
+                self.command, stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment, process_group=0
             )
         lines: queue.Queue[str | None] = queue.Queue()
         assert self._process.stdout is not None

@@ -15,7 +15,7 @@ from rich.console import Console
 from exporters.inspect import manifest_table
 from exporters.package import manifest_path
 from exporters.pipeline import Exported, export, steps
-from exporters.plan import Plan, PlanError, parse_dynamic, parse_target
+from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
@@ -24,6 +24,7 @@ PLAIN_WIDTH = 120
 _HELP_MODEL = "FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder or cached model (bert_base, …), or an example's name."
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
 _HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
+_HELP_ENGINE = "TensorRT's engines: most_rows, likely_rows, workspace (as 2GiB), timing_cache (a file), version_compatible=yes."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,6 +44,7 @@ def main(
     precisions: Annotated[str, typer.Option(help="Precisions to make, separated by commas.", metavar="P,…")] = "fp32",
     target: Annotated[str, typer.Option(help="What it's for: cpu, cuda or tensorrt.", metavar="TARGET")] = "cpu",
     calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="FILE")] = None,
+    engine: Annotated[str, typer.Option(help=_HELP_ENGINE, metavar="KEY=VALUE,…")] = "",
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
@@ -66,6 +68,7 @@ def main(
             target=parse_target(target),
             calibration=calibration,
             timeout=timeout,
+            engine=parse_engine(engine),
         )
         if dry_run:
             typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))

@@ -16,9 +16,9 @@ from exporters.precision.calibration import CalibrationSet
 from exporters.precision.ranges import Range
 from exporters.sources.pytorch import Traced
 from server.backends.base import Backend, VariantSpec
-from server.backends.registry import backend_named
+from server.backends.registry import TENSORRT, backend_named
 from server.numerics import Distance
-from server.repository.manifest import Manifest, Tried
+from server.repository.manifest import Engine, Manifest, Tried
 from server.tensors import TensorSpec
 
 BACKEND = "onnxruntime"
@@ -39,7 +39,7 @@ class Candidate:
     """One file that may become the variant of a precision. `method` says how it was made, `kept` which nodes stayed FP32.
 
     `nodes` are its node counts after each step that changed it. `failures` say, once it was proved, what keeps it from being the same
-    model; `seconds` are median seconds of a run by rows, where it was timed.
+    model; `seconds` are median seconds of a run by rows, where it was timed. `engine` is there where the file is a TensorRT engine.
     """
 
     precision: str
@@ -54,6 +54,22 @@ class Candidate:
     failures: list[str] = field(default_factory=list)
     seconds: dict[int, float] = field(default_factory=dict)
     tried: tuple[Tried, ...] = ()
+    engine: Engine | None = None
+
+    @property
+    def backend(self) -> str:
+        """What runs it."""
+        return BACKEND if self.engine is None else TENSORRT
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what runs it."""
+        return backend_named(BACKEND).version if self.engine is None else f"tensorrt {self.engine.tensorrt}"
+
+    @property
+    def device(self) -> str:
+        """What it runs on here."""
+        return measure.device() if self.engine is None else self.engine.gpu
 
     @property
     def error(self) -> float:
@@ -92,6 +108,7 @@ class Draft:
     calibration: CalibrationSet | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
     variants: dict[str, Candidate] = field(default_factory=dict)
+    engines: dict[str, Candidate] = field(default_factory=dict)
     manifest: Manifest = field(init=False)
     entry: Path | None = None
 
@@ -115,14 +132,15 @@ class Draft:
             model=self.plan.name,
             version=str(self.plan.version or "new"),
             precision=candidate.precision,
-            backend=BACKEND,
+            backend=candidate.backend,
             path=candidate.file,
+            device="cpu" if candidate.engine is None else "cuda:0",
             threads=measure.threads(),
             optimization_level=candidate.level,
             inputs=self.inputs,
             outputs=self.traced.outputs,
         )
-        backend = backend_named(BACKEND).open(spec)
+        backend = backend_named(candidate.backend).open(spec)
         try:
             yield backend
         finally:

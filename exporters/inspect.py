@@ -34,7 +34,7 @@ def manifest_table(manifest: Manifest) -> Table:
     for title, _ in columns:
         table.add_column(title, justify="right")
     for variant in variants:
-        table.add_row(variant.precision, *(cell(variant) for _, cell in columns))
+        table.add_row(f"{variant.precision} engine" if variant.engine else variant.precision, *(cell(variant) for _, cell in columns))
     return table
 
 

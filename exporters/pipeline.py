@@ -19,8 +19,9 @@ from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
-from exporters.provenance import manifest
+from exporters.provenance import engine_name, manifest
 from exporters.sources import pytorch
+from exporters.variants.engines import build_engines
 from exporters.variants.make import choose_graph, learn_ranges, make
 from server.backends.registry import backend_named
 from server.repository.manifest import Manifest
@@ -54,6 +55,7 @@ def steps(plan: Plan) -> tuple[Step, ...]:
     further = (Step("choose its graph", choose_graph),) if plan.level > PORTABLE else ()
     learn = (Step("see what its tensors hold", learn_ranges),) if plan.calibrates else ()
     made = tuple(Step(f"make {name} and prove it", partial(make, precision=name)) for name in plan.precisions if name != "fp32")
+    engines = (Step("build its TensorRT engines", build_engines),) if plan.target == "tensorrt" and plan.repository else ()
     return (
         Step(f"{'read' if plan.model.onnx else 'trace'} {plan.model.label}", _trace),
         Step("check the ONNX file", _check),
@@ -62,6 +64,7 @@ def steps(plan: Plan) -> tuple[Step, ...]:
         *further,
         *learn,
         *made,
+        *engines,
         Step("measure its latency", _time),
         Step("write the result", _package),
     )
@@ -135,6 +138,8 @@ def _prove(draft: Draft) -> None:
 
 
 def _time(draft: Draft) -> None:
+    if draft.engines:
+        time_together(draft, list(draft.engines.values()))
     if draft.plan.target != "cpu":
         draft.reporter.note(f"proved on this CPU but not timed: it's made for {draft.plan.target}, of whose speed a CPU says nothing")
         return
@@ -152,6 +157,7 @@ def _package(draft: Draft) -> None:
         names = {precision: f"model.{precision}.onnx" for precision in draft.variants}
         draft.manifest = manifest(draft, names)
         files = {names[precision]: made.file for precision, made in draft.variants.items()}
+        files |= {engine_name(precision): made.file for precision, made in draft.engines.items()}
         draft.entry = write_entry(plan.repository, plan.name, plan.version, files, draft.manifest)
     if plan.output:
         ((precision, made),) = draft.variants.items()

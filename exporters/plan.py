@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from server.errors import TidegateError
+from server.units import size
 
 LEVELS_BUILT = (0, 1, 2, 3, 4)
 PRECISIONS_BUILT = ("fp32", "fp16", "int8")
 Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 FORMATS_BUILT = ("onnx",)
+MOST_ROWS = 65536
 OPSET = 17
 """What TensorRT and the transformer fusers read; the TorchScript-based exporter writes it best."""
 _BF16 = "onnxruntime has no bf16 on CPUs, and a T4 none at all"
@@ -82,6 +84,20 @@ class ModelRef:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineWish:
+    """How TensorRT's engines are to be built. Rows that are None are taken from the entry's model.yaml (`batching`), else its defaults.
+
+    `workspace` is bytes of scratch memory a layer may take, None for all that the GPU has. `timing_cache` is a file.
+    """
+
+    likely_rows: int | None = None
+    most_rows: int | None = None
+    workspace: int | None = None
+    version_compatible: bool = False
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One export. `dynamic` maps an input to its varying axes; None leaves it to the module's own `dynamic()`.
 
@@ -105,6 +121,7 @@ class Plan:
     gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
     timeout: float = 600.0
     seed: int = 0
+    engine: EngineWish = EngineWish()
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
@@ -161,6 +178,37 @@ def parse_dynamic(texts: tuple[str, ...]) -> Mapping[str, Axes] | None:
             raise PlanError(f"--dynamic {text!r}: expected NAME:AXIS[=MAX],…, as in input_ids:0,1 or input_ids:1=512")
         found[name] = {int(match[1]): int(match[2]) if match[2] else None for match in parsed if match}
     return found or None
+
+
+def parse_engine(text: str) -> EngineWish:
+    """`most_rows=64,workspace=2GiB` as a wish. Raises PlanError that names the key."""
+    wish = EngineWish()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = part.partition("=")
+        if key not in _ENGINE_KEYS:
+            raise PlanError(f"--engine {part}: unknown key; expected {', '.join(_ENGINE_KEYS)}")
+        try:
+            wish = replace(wish, **{key: _ENGINE_KEYS[key](value)})
+        except (ValueError, KeyError):
+            raise PlanError(f"--engine {part}: can't read {value!r}; as in most_rows=64,workspace=2GiB,version_compatible=yes") from None
+    return wish
+
+
+def _rows(text: str) -> int:
+    if not 1 <= int(text) <= MOST_ROWS:
+        raise ValueError(text)
+    return int(text)
+
+
+_ENGINE_KEYS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
+    {
+        "most_rows": _rows,
+        "likely_rows": _rows,
+        "workspace": size,
+        "timing_cache": Path,
+        "version_compatible": {"yes": True, "no": False}.__getitem__,
+    }
+)
 
 
 def _check_precisions(precisions: tuple[str, ...]) -> None:

@@ -6,9 +6,8 @@ import importlib.metadata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from exporters.draft import BACKEND, Candidate, Draft
+from exporters.draft import Candidate, Draft
 from exporters.parity import measure, report
-from server.backends.registry import backend_named
 from server.repository.manifest import Latency, Manifest, Source, TensorEntry, Variant, file_sha256
 from server.tensors import TensorSpec
 
@@ -31,13 +30,21 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
         source=source,
         tools=_tools(traced.torch),
         unbatched=traced.unbatched,
-        variants=tuple(_variant(draft, candidate, files[precision]) for precision, candidate in draft.variants.items()),
+        variants=(
+            *(_variant(draft, candidate, files[precision]) for precision, candidate in draft.variants.items()),
+            *(_variant(draft, candidate, engine_name(precision)) for precision, candidate in draft.engines.items()),
+        ),
     )
+
+
+def engine_name(precision: str) -> str:
+    """What the engine of a precision is called in an entry."""
+    return f"model.{precision}.plan"
 
 
 def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
     reference = "onnx-as-given" if draft.plan.model.onnx else "pytorch-fp32"
-    runtime, device = backend_named(BACKEND).version, measure.device()
+    runtime, device = made.runtime, made.device
     proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
     latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
     return Variant(
@@ -45,7 +52,7 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         sha256=file_sha256(made.file),
         size=made.file.stat().st_size,
         precision=made.precision,
-        backend=BACKEND,
+        backend=made.backend,
         target=draft.plan.target,
         opset=made.graph.opset,
         optimization_level=made.level,
@@ -59,6 +66,7 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         outputs=tuple(_entry(spec) for spec in draft.traced.outputs),
         parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device}),
         latency=latency,
+        engine=made.engine,
     )
 
 

@@ -23,6 +23,7 @@ from server.metrics.recorder import Recorder
 from server.repository.loader import Loadable, describe
 from server.repository.store import Entry, Store
 from server.router.table import ServedVersion, ServingTable, State
+from server.timeslice import take_long_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class ControlPlane:
         self._recorder = recorder
         self._journal = journal
         # Process lanes' children end with the thread that started them: this one lives as long as the lanes.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=take_long_turns)
         self._root = _paths_below(settings.repository)
         self._serving = Serving(table, recorder, journal)
         self.loaded = False

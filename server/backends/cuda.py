@@ -40,7 +40,7 @@ class Gpu(Protocol):
     """One device. Addresses are integers; sizes are bytes. Raises DeviceMemory, DeviceLost or BackendFailure."""
 
     def use(self) -> None:
-        """Make it the calling thread's device; CUDA keeps one a thread."""
+        """Make it the calling thread's device; CUDA keeps one a thread. The process's first use makes its context there."""
         ...
 
     def facts(self) -> DeviceFacts: ...
@@ -74,7 +74,7 @@ class CudaGpu:
     """See Gpu."""
 
     def __init__(self, number: int) -> None:
-        """Raises ModelDefect where cuda-bindings, a driver or this device isn't there."""
+        """Makes no context yet. Raises ModelDefect where cuda-bindings, a driver or this device isn't there."""
         try:
             from cuda.bindings import runtime
         except ImportError as error:
@@ -88,7 +88,6 @@ class CudaGpu:
             raise ModelDefect(f"device cuda:{number} can't be used: {self._text(code)}; `tidegate doctor` says what the GPU lacks")
         if number >= count:
             raise ModelDefect(f"device cuda:{number} isn't there: this machine has {count}, from cuda:0 on")
-        self.use()
 
     def use(self) -> None:
         (code,) = self._cuda.cudaSetDevice(self._number)

@@ -16,11 +16,10 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from server.edges.body import ONE_PIECE, Body, Bytes, bad_head_length
 from server.edges.http_errors import error_response
-from server.edges.infer_edge import InferEdge, Target
+from server.edges.infer_edge import Caller, InferEdge, Target
 from server.errors import Cancelled, TidegateError
 from server.gate import Operation
 from server.messages import CancelHandle, InferRequest, InferResponse, Layout, TraceContext
-from server.protocol import json_codec
 from server.protocol.encode import Encoded, json_bytes
 from server.protocol.inflate import accepted, deflate
 from server.protocol.reply import Reply
@@ -79,13 +78,14 @@ class KnownHead:
     """The head of a connection's last request, as bytes and as what they mean. A client mostly sends the same again, but for the body's
     length: then the parser has nothing to find out. Only for requests in one piece, with a small plain body, on a connection that stays."""
 
-    __slots__ = ("_after", "_before", "_digits", "_fields", "_head_length", "_target")
+    __slots__ = ("_after", "_before", "_caller", "_digits", "_fields", "_head_length", "_target")
 
     def __init__(self, head: bytes, digits: tuple[int, int], exchange: HotExchange) -> None:
         start, end = digits
         self._before, self._digits, self._after = head[:start], start, head[end:]
         self._target = exchange.target
         self._fields = exchange.fields
+        self._caller = exchange.caller
         self._head_length = exchange.body.head_length
 
     @classmethod
@@ -113,6 +113,7 @@ class KnownHead:
             return None
         exchange = HotExchange(connection, edge, self._target)
         exchange.fields = self._fields
+        exchange.caller = self._caller
         exchange.body.is_whole(data[start:], self._head_length)
         return exchange
 
@@ -121,7 +122,7 @@ class HotExchange:
     """One inference request. `parts` is its answer once there is one; `close` says that the connection ends with it."""
 
     __slots__ = (
-        *("connection", "edge", "target", "fields", "body", "parts", "answer_bytes", "close", "expects_continue"),
+        *("connection", "edge", "target", "fields", "caller", "body", "parts", "answer_bytes", "close", "expects_continue"),
         *("_received", "_reply", "_request", "_handle"),
     )
 
@@ -130,6 +131,7 @@ class HotExchange:
         self.edge = edge
         self.target = target
         self.fields: dict[bytes, bytes] = {}
+        self.caller: Caller | None = None
         self.body = Body(edge)
         self.parts: list[bytes | memoryview] | None = None
         self.answer_bytes = 0
@@ -205,7 +207,7 @@ class HotExchange:
             self._handle = edge.json_worker.decode(sink, model, version, self._offloaded, None if whole else head_length)
             return None
         if whole:
-            return json_codec.decode(body, model, version, edge.layouts)
+            return edge.json_decoder.decode(body, model, version)
         return edge.decoder.decode(body, head_length, model, version)
 
     def _offloaded(self, result: tuple[InferRequest, Reply] | TidegateError) -> None:
@@ -222,16 +224,13 @@ class HotExchange:
         self._request, self._reply = request, reply
         request.received = self._received
         try:
-            authorization = fields.get(b"authorization")
-            request.principal = edge.gate.principal(None if authorization is None else authorization.decode("latin-1"))
-            edge.gate.check(request.principal, Operation.INFER)
+            caller = self.caller = self.caller or edge.admitted(fields)
             if request.parameters and request.parameters.get("explain"):
-                edge.gate.check(request.principal, Operation.EXPLAIN)
+                edge.gate.check(caller.principal, Operation.EXPLAIN)
         except TidegateError as error:
             self.fail(error)
             return
-        named = fields.get(b"x-tidegate-tenant")
-        request.tenant = edge.gate.tenant(request.principal, None if named is None else named.decode("latin-1"))
+        request.principal, request.tenant = caller
         if b"traceparent" in fields:
             request.trace = TraceContext(fields[b"traceparent"].decode("latin-1"))
         request.decode_seconds = monotonic() - self._received

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from server.dataplane import DataPlane
 from server.edges.offload.json_worker import JsonWorker
-from server.gate import Gate
+from server.gate import Gate, Operation
+from server.messages import Principal
 from server.protocol.binary_codec import BinaryDecoder
 from server.protocol.encode import Encoder
 from server.protocol.head import Layouts
+from server.protocol.json_forms import JsonDecoder
 
 KNOWN_TARGETS = 1024
 PIECE = 256 * 1024  # most bytes of a large body that one read takes
@@ -26,6 +28,13 @@ class Target(NamedTuple):
 
     model: str
     version: str
+
+
+class Caller(NamedTuple):
+    """Who asks, whom the gate has let through, and for which tenant. Equal headers mean equal callers: its answers are settled at start."""
+
+    principal: Principal
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class InferEdge:
     json_worker: JsonWorker
     layouts: Layouts
     decoder: BinaryDecoder = field(init=False)
+    json_decoder: JsonDecoder = field(init=False)
     encoder: Encoder = field(default_factory=Encoder)
     inflight: Inflight = field(init=False)
     scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(PIECE)))
@@ -92,7 +102,15 @@ class InferEdge:
 
     def __post_init__(self) -> None:
         self.decoder = BinaryDecoder(self.layouts, self.dataplane.takes)
+        self.json_decoder = JsonDecoder(self.layouts)
         self.inflight = Inflight(self.limits.inflight_bytes)
+
+    def admitted(self, fields: Mapping[bytes, bytes]) -> Caller:
+        """Who sends these headers, and may infer. Raises Unauthenticated or Denied."""
+        authorization, named = fields.get(b"authorization"), fields.get(b"x-tidegate-tenant")
+        principal = self.gate.principal(None if authorization is None else authorization.decode("latin-1"))
+        self.gate.check(principal, Operation.INFER)
+        return Caller(principal, self.gate.tenant(principal, None if named is None else named.decode("latin-1")))
 
     def target(self, url: bytes) -> Target | None:
         """The model that an inference URL names, None for any other URL. Remembered: clients ask the same few."""

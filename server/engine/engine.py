@@ -21,7 +21,7 @@ from server.engine.supervisor import Supervisor
 from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidRequest, Overloaded, TidegateError
 from server.lanes.arbiter import Device
 from server.lanes.base import Lane, RunResult
-from server.messages import BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
+from server.messages import NO_PARAMETERS, BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
 from server.metrics.recorder import Figures
 from server.padding import NO_PADDING
 from server.tensors import Tensor, TensorSpec
@@ -44,6 +44,7 @@ class Engine:
 
     def __init__(self, key: ModelKey, lanes: Sequence[Lane], batcher: Batcher, figures: Figures, *, terms: Terms, batched: bool) -> None:
         self.key = key
+        self._name, self._version, _ = key
         self.lanes = list(lanes)
         self.inputs: tuple[TensorSpec, ...] = lanes[0].inputs
         self.outputs: tuple[TensorSpec, ...] = lanes[0].outputs
@@ -56,7 +57,7 @@ class Engine:
         self.min_priority: int | None = None
         self._output_names = frozenset(spec.name for spec in self.outputs)
         self._quotas = Quotas(batcher.policy.tenants)
-        self._sized = terms.limits.bytes is not None or bool(self._quotas)
+        self._sized = self._choosy = terms.limits.bytes is not None or bool(self._quotas)
         self._known: dict[Layout, Fit] = {}
         self._queue = RequestQueue(batcher.policy.length_buckets)
         self._priorities, self._patience = batcher.policy.priorities, batcher.policy.patience
@@ -100,7 +101,8 @@ class Engine:
         request.queued = now = monotonic()
         ticket = Ticket(request, on_response, group, self._priorities, self._patience, self._reserve)
         ticket.size = size if size >= 0 else bytes_of(request)
-        self._admit(ticket, now)
+        if self._choosy or ticket.deadline is not None or self._queue.rows + ticket.rows > self.terms.limits.rows:
+            self._admit(ticket, now)
         self._queue.push(ticket)
         self._scheduler.arm()
         if ticket.deadline is not None:
@@ -147,6 +149,7 @@ class Engine:
     def shed(self, min_priority: int | None) -> None:
         """Take only requests of priority 1 … `min_priority` from now on, and answer the others that wait; None takes all again."""
         self.min_priority = min_priority
+        self._choosy = self._sized or min_priority is not None
         if min_priority is not None:
             for ticket in self._queue.below(min_priority):
                 self._answer(ticket, error=self._overloaded(f"takes only priorities up to {min_priority} now", "min_priority"))
@@ -203,8 +206,10 @@ class Engine:
                 error = failure
         self._running -= 1
         if not (lane in self.supervisor.cases and self.supervisor.answered(lane)):
-            self._scheduler.release(lane, self._successor(lane))
-        self._scheduler.over(facts.finished - facts.started)
+            heir = lane.successor()
+            self._scheduler.release(lane, lane if heir is None else self._succeeded(lane, heir))
+        if self._scheduler.share is not None:
+            self._scheduler.over(facts.finished - facts.started)
         self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
@@ -218,10 +223,7 @@ class Engine:
         self._reserve += (RESERVE_RISES if behind > 0 else RESERVE_FALLS) * behind
         self._reserve = min(self._reserve, self._most_reserved)
 
-    def _successor(self, lane: Lane) -> Lane:
-        heir = lane.successor()
-        if heir is None:
-            return lane
+    def _succeeded(self, lane: Lane, heir: Lane) -> Lane:
         self.lanes[self.lanes.index(lane)] = heir
         return heir
 
@@ -233,7 +235,7 @@ class Engine:
         facts: BatchFacts | None = None,
     ) -> None:
         request = ticket.request
-        response = InferResponse(self.key.name, self.key.version, request.id, outputs or {}, error=error, batch=facts)
+        response = InferResponse(self._name, self._version, request.id, outputs or {}, NO_PARAMETERS, error, facts)
         try:
             ticket.on_response(response, True)
         except Exception as failure:  # noqa: BLE001 - one edge's fault must not take the answers of a batch's other requests

@@ -91,6 +91,11 @@ class Line:
         self.dated = False
         self.tickets: deque[Ticket] = deque()
 
+    def takes(self, ticket: Ticket) -> bool:
+        """Whether a ticket of length 1 belongs here. False where only a look-up can tell: its group may be equal and another object."""
+        same = self.group is ticket.group and not self.bucket and self.priority == ticket.priority
+        return same and self.tenant == ticket.request.tenant
+
 
 def _due(ticket: Ticket) -> float:
     return ticket.due
@@ -101,7 +106,7 @@ class RequestQueue:
     `recent` is when the last of them did; `tombstones` are cancelled ones that are still in line. `boundaries` are the longest lengths of
     the buckets; without any they grow by √2."""
 
-    __slots__ = ("_boundaries", "arrived", "bytes", "lines", "recent", "rows", "tombstones")
+    __slots__ = ("_boundaries", "_last", "arrived", "bytes", "lines", "recent", "rows", "tombstones")
 
     def __init__(self, boundaries: Sequence[int] = ()) -> None:
         self.lines: dict[LineKey, Line] = {}
@@ -110,15 +115,14 @@ class RequestQueue:
         self.arrived = 0
         self.recent: deque[float] = deque(maxlen=RECENT)
         self._boundaries = tuple(boundaries)
+        self._last: Line | None = None  # that was pushed to; out of the queue where it's empty
         self.tombstones = 0
 
     def push(self, ticket: Ticket) -> None:
         """Let a ticket wait."""
-        length = ticket.length
-        key = (ticket.group, ticket.priority, ticket.request.tenant, 0 if length == 1 else self._bucket(length))
-        line = self.lines.get(key)
-        if line is None:
-            line = self.lines[key] = Line(key, self)
+        line = self._last
+        if line is None or not line.tickets or ticket.length != 1 or not line.takes(ticket):
+            line = self._last = self._line_of(ticket)
         tickets = line.tickets
         if tickets and ticket.due < tickets[-1].due:
             tickets.insert(bisect_right(tickets, ticket.due, key=_due), ticket)  # a deadline that jumps the line
@@ -135,6 +139,14 @@ class RequestQueue:
             self.recent.append(ticket.queued)
         else:
             self.recent.extend([ticket.queued] * ticket.rows)
+
+    def _line_of(self, ticket: Ticket) -> Line:
+        length = ticket.length
+        key = (ticket.group, ticket.priority, ticket.request.tenant, 0 if length == 1 else self._bucket(length))
+        line = self.lines.get(key)
+        if line is None:
+            line = self.lines[key] = Line(key, self)
+        return line
 
     def _bucket(self, length: int) -> int:
         return bisect_right(self._boundaries, length - 1) + 1 if self._boundaries else int(2 * log2(length))

@@ -59,15 +59,15 @@ class Scheduler:
 
     def release(self, lane: Lane, heir: Lane) -> None:
         """A lane's run is over; `heir` takes its place, mostly itself."""
-        inside = self._inside.get(lane, [])
-        del inside[:1]
-        if inside:  # the staged batch runs from now on, whenever its start was expected
+        inside = self._inside.get(lane)
+        if inside is not None and len(inside) > 1:  # the staged batch runs from now on, whenever its start was expected
+            del inside[0]
             self._busy[lane] = monotonic() + inside[0]
             self._soonest = min(self._busy.values())
             self._stage_in_time(lane)
         else:
-            self._busy.pop(lane, None)
-            self._inside.pop(lane, None)
+            if inside is not None:
+                del self._busy[lane], self._inside[lane]
             if lane in self._free:
                 self._free.remove(lane)
             self._free.append(heir)
@@ -113,17 +113,21 @@ class Scheduler:
             self._timer = self._loop.call_at(self._loop.time() + cut.wake - now, self.arm)
         if cut.tickets:
             self._free.pop()
-            seconds = self._batcher.costs.mean(cut.rows, cut.length)
-            self._busy[lane] = begins + seconds
-            self._soonest = min(self._busy.values())
-            inside = self._inside.setdefault(lane, [])
-            inside.append(seconds)
-            if lane.depth > len(inside):
-                self._stage_in_time(lane)
+            if lane.kind != "inline":  # which is free again before anyone could ask when
+                self._expect(lane, begins, self._batcher.costs.mean(cut.rows, cut.length))
             self._start(cut, lane)
         if cut.dropped:
             self._drop(cut)
         return bool(cut.tickets)
+
+    def _expect(self, lane: Lane, begins: float, seconds: float) -> None:
+        """A lane is to take so long for the batch that it's given now."""
+        self._busy[lane] = begins + seconds
+        self._soonest = min(self._busy.values())
+        inside = self._inside.setdefault(lane, [])
+        inside.append(seconds)
+        if lane.depth > len(inside):
+            self._stage_in_time(lane)
 
     def _others(self, lane: Lane, now: float) -> tuple[float, ...]:
         """When each lane but the one at hand is free."""

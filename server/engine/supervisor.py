@@ -19,7 +19,7 @@ from server.errors import BackendFailure, DeadlineExceeded, Draining, ModelDefec
 from server.lanes.base import Lane, Loss, LossReason
 from server.messages import InferRequest, ModelKey
 
-OVERDUE_POLL = 0.05  # seconds between looks at the queue's deadlines while no lane is left to cut a batch
+OVERDUE_POLL = 0.05  # seconds between looks at the deadlines of lost batches while no lane is left
 RETRY_DOWN = 5.0  # seconds that clients of a model without lanes are told to wait
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -181,7 +181,7 @@ class Supervisor:
 
     def _renew(self, lane: Lane, delay: float) -> None:
         if not self._since:
-            self._watch_queue()
+            self._watch_retries()
             if self._backoff.losses >= DOWN_AFTER:
                 self._go_down(f"{self._backoff.losses} losses in a row, the next try in {delay:.1f} s")
         then = partial(self._renewed, lane)
@@ -265,15 +265,13 @@ class Supervisor:
         lane.watch(partial(self._lost_idle, lane))
         self._examine()
 
-    def _watch_queue(self) -> None:
-        """No lane is left to cut batches: tell those whose deadline passes."""
+    def _watch_retries(self) -> None:
+        """No lane is left: tell those whose batch was lost and whose deadline passes. The queue's own are told as always (Expiry)."""
         if self._since or self._closed:
             return
-        for ticket in self._host.overdue(monotonic()):
-            self._host.fail(ticket, DeadlineExceeded("Request timeout expired: the model's lanes are restarting", retry_after=1.0))
         for case in self._retries:
             case.members = self._live(case.members)
-        self._loop.call_later(OVERDUE_POLL, self._watch_queue)
+        self._loop.call_later(OVERDUE_POLL, self._watch_retries)
 
     def _go_down(self, why: str) -> None:
         """Too many losses in a row: nobody is left to wait for it."""

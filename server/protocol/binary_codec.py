@@ -6,7 +6,6 @@ the body for each input. A leading `"id"` is cut out first, since clients that n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from struct import Struct
@@ -16,7 +15,7 @@ import numpy as np
 
 from server.errors import InvalidRequest
 from server.messages import InferRequest, Layout, RequestedOutput, Scalar
-from server.protocol.head import Body, Head, Input, Layouts, parse_head
+from server.protocol.head import LEADING_ID, Body, Head, Input, Layouts, parse_head
 from server.protocol.json_codec import MAX_STRINGS, byte_size_mismatch, inline_tensor, too_many_strings
 from server.protocol.reply import Reply
 from server.tensors import DType, Tensor, TensorSpec
@@ -27,7 +26,6 @@ MAX_CACHED_BYTES = 1 << 20
 MAX_SHARED_HEADS = 128
 COPY_BELOW = 1 << 16
 
-_ID = re.compile(rb'\{"id":"([ !#-\[\]-~]*)(?=")')  # printable ASCII without quote and backslash: the text is its own spelling
 _BEFORE_ID = len(b'{"id":"')
 _LENGTH = Struct("<I")
 _BOOL = np.dtype(np.bool_)
@@ -89,7 +87,7 @@ class BinaryDecoder:
             head = bytes(head)
         request_id = None
         if head.startswith(b'{"id":'):
-            found = _ID.match(head)
+            found = LEADING_ID.match(head)
             if found is not None:
                 request_id, head = found[1].decode(), head[found.end() :]
         plan = self._plans.get(head)

@@ -45,7 +45,8 @@ class _Gap(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """A head that is kept. `texts` has one more than `gaps`; the first starts after the brace, id and parameters excepted."""
+    """A head that is kept. `texts` has one more than `gaps`; the first starts after the brace, id and parameters excepted. `plain` is true
+    for one output in JSON and nothing else."""
 
     model: bytes
     texts: tuple[bytes, ...]
@@ -53,6 +54,7 @@ class _Form(NamedTuple):
     whole: bytes
     blob_bytes: int
     binary: bool
+    plain: bool
 
 
 class Encoder:
@@ -75,7 +77,9 @@ class Encoder:
         if form is None:
             form = self._form_for(key, response, reply)
         if form[2]:
-            return _fill(form, response, reply)
+            return (
+                _only_values(form, response) if form.plain and not request_id and not response.parameters else _fill(form, response, reply)
+            )
         blobs: list[bytes | memoryview] = [
             array.tobytes() if array.nbytes < COPY_BELOW else raw_values(array) for array in response.outputs.values()
         ]
@@ -138,7 +142,8 @@ def _form(response: InferResponse, reply: Reply) -> _Form:
         text += b"}}" if binary else b"}"
         any_binary |= binary
     texts.append(text + _END)
-    return _Form(model, tuple(texts), tuple(gaps), b"{" + model + texts[0], blob_bytes, any_binary)
+    plain = len(response.outputs) == 1 and not any_binary
+    return _Form(model, tuple(texts), tuple(gaps), b"{" + model + texts[0], blob_bytes, any_binary, plain)
 
 
 def _opening(form: _Form, response: InferResponse, request_id: str) -> bytes:
@@ -146,6 +151,12 @@ def _opening(form: _Form, response: InferResponse, request_id: str) -> bytes:
     if response.parameters:
         opening += b',"parameters":' + orjson.dumps(dict(response.parameters))
     return opening
+
+
+def _only_values(form: _Form, response: InferResponse) -> Encoded:
+    name, kind, _ = form.gaps[0]
+    head = b"".join((form.whole, to_json(name, kind, response.outputs[name]), form.texts[1]))
+    return Encoded(head, [], False, len(head))
 
 
 def _fill(form: _Form, response: InferResponse, reply: Reply) -> Encoded:

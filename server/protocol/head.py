@@ -7,6 +7,7 @@ codecs compare the count with the values that really came. Where an object has a
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from math import prod
@@ -32,6 +33,7 @@ MAX_LAYOUTS = 1024
 MAX_LAYOUT_TENSORS = 16
 ALLOWED_RESERVED = "triton_enable_empty_final_response"
 
+LEADING_ID = re.compile(rb'\{"id":"([ !#-\[\]-~]*)(?=")')  # printable ASCII without quote and backslash: the text is its own spelling
 _COLON, _QUOTE, _SPACE = b':" '
 _REPR = reprlib.Repr()
 _REPR.maxstring = 64

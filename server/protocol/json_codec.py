@@ -17,7 +17,7 @@ import orjson
 
 from server.errors import InvalidRequest
 from server.messages import InferRequest
-from server.protocol.head import Body, Input, Layouts, parse_head, shown
+from server.protocol.head import Body, Head, Input, Layouts, parse_head, shown
 from server.protocol.reply import Reply
 from server.tensors import DTYPES, DType, Tensor
 
@@ -66,10 +66,14 @@ _RULES: Mapping[str, _Rule] = {
 def decode(body: Body, model: str, version: str, layouts: Layouts | None = None) -> tuple[InferRequest, Reply]:
     """Decode a body that is all JSON. With `layouts`, equal requests share one Layout. Raises InvalidRequest or Unsupported."""
     head = parse_head(body)
+    return request_of(head, model, version, layouts if layouts is not None else Layouts()), head.reply
+
+
+def request_of(head: Head, model: str, version: str, layouts: Layouts) -> InferRequest:
+    """The request of a head that is all there is. Raises InvalidRequest for values that don't fit."""
     inputs = {item.name: inline_tensor(item, model) for item in head.inputs if item.region is None}
-    layout = layouts.of(head.inputs) if layouts is not None else Layouts().of(head.inputs)
-    request = InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters, shared=head.shared)
-    return request, head.reply
+    layout = layouts.of(head.inputs)
+    return InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters, shared=head.shared)
 
 
 def inline_tensor(item: Input, model: str) -> Tensor:

@@ -5,17 +5,18 @@ checks the file before any runtime sees it. Blocks (a large file is hashed); cal
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server.backends.base import VariantSpec
 from server.backends.latency_table import BUILT_IN
-from server.backends.registry import DEFAULT, EMULATED
+from server.backends.registry import DEFAULT, EMULATED, TENSORRT
 from server.config import Settings
 from server.documents import read_yaml
 from server.errors import ModelDefect
 from server.padding import NO_PADDING, Padding
 from server.repository.emulation import curve_of, note, table_of
+from server.repository.engines import engine_for, engine_options
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
 from server.repository.model_config import CONFIG_NAME, ModelConfig, TensorConfig, read_model_config
 from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
@@ -46,7 +47,8 @@ class Loadable:
 @dataclass(frozen=True, slots=True)
 class _Found:
     """The file to open, and what is known of its tensors: all of them from a manifest, else those that model.yaml speaks of.
-    `declared` are all inputs and all outputs, with the names that the file gives their axes."""
+    `declared` are all inputs and all outputs, with the names that the file gives their axes. `options` are for the backend, `note` for
+    everyone who sees it served."""
 
     path: Path
     precision: str
@@ -55,6 +57,8 @@ class _Found:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     declared: tuple[Sequence[Value], Sequence[Value]]
+    options: Mapping[str, object] = field(default_factory=dict)
+    note: str = ""
 
 
 def describe(entry: Entry, version: str, settings: Settings) -> Loadable:
@@ -77,9 +81,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         return _emulated(entry, version, config)
     device = config.lanes.device or settings.lanes.device
     manifest = read_manifest(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).exists() else None
-    found = (
-        _bare(entry, folder, config) if manifest is None else _exported(entry, folder, config, _choose(manifest, folder, config, device))
-    )
+    found = _bare(entry, folder, config) if manifest is None else _proved(entry, folder, config, manifest, device)
     spec = VariantSpec(
         model=entry.name,
         version=version,
@@ -91,9 +93,11 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         optimization_level=found.optimization_level,
         inputs=_completed(entry, "inputs", found.inputs, config.inputs),
         outputs=_completed(entry, "outputs", found.outputs, config.outputs),
+        options=found.options,
     )
     padding = padding_of(entry.path, config, *found.declared)
-    return Loadable(config, spec, manifest, trust_batch_axis=manifest is not None or bool(_axes_said(config)), padding=padding)
+    trusted = manifest is not None or bool(_axes_said(config))
+    return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note)
 
 
 def _emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
@@ -135,10 +139,21 @@ def _specs_said(entry: Entry, section: str, tensors: Mapping[str, TensorConfig])
     return _completed(entry, section, specs, tensors)
 
 
+def _proved(entry: Entry, folder: Path, config: ModelConfig, manifest: Manifest, device: str) -> _Found:
+    """The variant to serve: as a TensorRT engine where there's one that fits the device, else as ONNX, saying why."""
+    plain = _choose(manifest, folder, config, device)
+    if device == "cpu" or config.backend == DEFAULT:
+        return _exported(entry, folder, config, plain)
+    engine, why = engine_for(manifest, plain.precision, device, config.batching.max_rows)
+    if engine is None and config.backend == TENSORRT:
+        raise ModelDefect(f"{entry.path / CONFIG_NAME}: backend: {TENSORRT!r}: {why or f'{folder / MANIFEST_NAME} has no engine'}")
+    return replace(_exported(entry, folder, config, engine or plain), note=why)
+
+
 def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) -> Variant:
-    """The variant that model.yaml asks for, else FP32, else the first; of those that run on the device."""
+    """The variant in ONNX that model.yaml asks for, else FP32, else the first; of those that run on the device."""
     where, wanted = folder / MANIFEST_NAME, config.precision.active
-    named = [variant for variant in manifest.variants if wanted in (None, variant.precision)]
+    named = [variant for variant in manifest.variants if wanted in (None, variant.precision) and variant.engine is None]
     if not named:
         have = ", ".join(variant.precision for variant in manifest.variants)
         raise ModelDefect(f"{folder.parent / CONFIG_NAME}: precision.active: {wanted!r} isn't among those of {where}: {have}")
@@ -176,7 +191,8 @@ def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant)
     _check_names(entry, "outputs", config.outputs, [tensor.name for tensor in variant.outputs])
     inputs, outputs = (tuple(_from_manifest(folder, tensor) for tensor in tensors) for tensors in (variant.inputs, variant.outputs))
     declared = _declared(inputs, file.inputs), _declared(outputs, file.outputs)
-    return _Found(path, variant.precision, variant.backend, variant.optimization_level, inputs, outputs, declared)
+    options = engine_options(variant.engine) if variant.engine else {}
+    return _Found(path, variant.precision, variant.backend, variant.optimization_level, inputs, outputs, declared, options)
 
 
 def _declared(specs: Iterable[TensorSpec], values: Iterable[Value]) -> list[Value]:

@@ -324,7 +324,7 @@ class IExecutionContext:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> None:
-    """Make `import tensorrt` give this module's classes, running on `gpu`."""
+    """Make `import tensorrt` give this module's classes, and every GPU `gpu`."""
     module = ModuleType("tensorrt")
     this = sys.modules[__name__]
     for name, value in vars(this).items():
@@ -333,3 +333,4 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> None:
     module.__dict__["__version__"] = VERSION
     monkeypatch.setattr(IExecutionContext, "gpu", gpu, raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr("server.backends.cuda.CudaGpu", lambda number: gpu)

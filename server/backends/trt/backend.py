@@ -32,6 +32,7 @@ class TensorRtBackend:
 
     def __init__(self, spec: VariantSpec, library: Library, gpu: Gpu) -> None:
         """Raises ModelDefect; nothing stays taken then."""
+        gpu.use()
         opened = open_engine(library, spec)
         self.inputs, self.outputs = settled(spec, opened.inputs, opened.outputs)
         self._label = f"model {spec.model!r} version {spec.version} ({spec.precision})"

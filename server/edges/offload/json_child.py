@@ -1,7 +1,7 @@
 """What runs in the helper process for big JSON: one request after the other, JSON to binary or back, until the parent hangs up.
 
 A request is a small message over a Unix socket with the body's memfd beside it, and so is its answer. The child imports the codecs
-and nothing else of the server, and gives way to it (nice 10).
+and nothing else of the server, and gives way to it (nice 10, long turns).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from server.protocol.binary_codec import BinaryDecoder
 from server.protocol.client_codec import decode_response, encode_request
 from server.protocol.encode import Encoded, Encoder
 from server.protocol.reply import Reply
+from server.timeslice import take_long_turns
 
 MAX_MESSAGE = 1 << 16
 MAX_TEXT = 4096
@@ -56,6 +57,7 @@ def main(channel_fd: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which drains first and then hangs up
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)
+    take_long_turns()
     with socket.socket(fileno=channel_fd) as channel:
         send(channel, Answer(0))
         while True:

@@ -20,7 +20,7 @@ from time import monotonic
 
 from server.errors import BackendFailure
 from server.lanes.base import Loss, LossReason, OnLoss, OnResult, RunResult
-from server.lanes.process.launch import Child, launch
+from server.lanes.process.launch import IDLE, Child, launch
 from server.lanes.process.messages import Done, Job, Run, as_done, error_of, receive, send
 from server.lanes.process.segments import AnswerBlocks, InputSegments
 from server.lanes.warmup import input_bytes
@@ -32,12 +32,13 @@ CLOSE_TIMEOUT = 30.0  # seconds that close() waits for the run in hand
 @dataclass(frozen=True, slots=True)
 class Patience:
     """When a child counts as hung, in seconds: a run longer than `run` and `times` its estimate, or no pong for `silence` while it lasts.
-    It's looked at every `tick`."""
+    It's looked at every `tick`. While it opens its model it hangs when it has done nothing for `idle`."""
 
     run: float = 10.0
     times: float = 20.0
     silence: float = 10.0
     tick: float = 1.0
+    idle: float = IDLE
 
 
 PATIENCE = Patience()
@@ -85,7 +86,7 @@ class ProcessLane:
         wanted: Callable[[], bool] = lambda: True,
     ) -> ProcessLane:
         """Start a child and wait until its model is open. Blocks. Raises ModelDefect."""
-        return cls(name, job, launch(job, wanted), loop, patience)
+        return cls(name, job, launch(job, wanted, patience.idle), loop, patience)
 
     @property
     def pid(self) -> int:

@@ -15,12 +15,16 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
+
+import psutil
 
 import server
 from server.errors import ModelDefect
 from server.lanes.process.messages import LOADING_NICE, Job, Ready, read_ready, receive, write_document
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+IDLE = 120.0  # seconds without CPU time or a read after which a child that opens its model hangs
 STOP_POLL = 0.1  # seconds between looks at whether the lane is still wanted
 # Imports take as much CPU as opening a small model. They give way too, in a thread: only the privileged can raise themselves again.
 _BOOT = """
@@ -56,9 +60,9 @@ class Child:
         return _ended(self.process)
 
 
-def launch(job: Job, wanted: Callable[[], bool] = lambda: True) -> Child:
-    """Start a child for `job`; stop waiting for it when it isn't `wanted` any more. Raises ModelDefect: in the child's own words, or
-    that its process couldn't be started, ended, or was given up."""
+def launch(job: Job, wanted: Callable[[], bool] = lambda: True, idle: float = IDLE) -> Child:
+    """Start a child for `job`; stop waiting for it when it isn't `wanted` any more, or when it has done nothing for `idle` seconds. Raises
+    ModelDefect: in the child's own words, or that its process couldn't be started, ended, hung, or was given up."""
     where = f"model {job.spec.model!r} version {job.spec.version}"
     try:
         process, channel, pulse = _start(job)
@@ -66,7 +70,10 @@ def launch(job: Job, wanted: Callable[[], bool] = lambda: True) -> Child:
         raise ModelDefect(f"{where}: its process can't be started: {error.strerror}") from error
     child = Child(process, channel, pulse, -1, Ready())
     try:
-        ready = _wait(channel, wanted)
+        ready = _wait(channel, _Work(process.pid, idle), wanted)
+    except TimeoutError:
+        child.end()
+        raise ModelDefect(f"{where}: its process hung while it opened the model: no CPU time and nothing read for {idle:g} s") from None
     except BaseException:
         child.end()
         raise
@@ -98,11 +105,32 @@ def _start(job: Job) -> tuple[subprocess.Popen[bytes], socket.socket, socket.soc
         return process, pairs[0][0], pairs[1][0]
 
 
-def _wait(channel: socket.socket, wanted: Callable[[], bool]) -> Ready | None:
-    """What the child opened, None where it ended before or isn't wanted."""
+class _Work:
+    """Whether a process does anything. Loading may take minutes, so time alone says nothing."""
+
+    def __init__(self, pid: int, idle: float) -> None:
+        self._process = psutil.Process(pid)
+        self._idle = idle
+        self._done: object = None
+        self._since = monotonic()
+
+    def look(self) -> None:
+        """Raises TimeoutError where it has done nothing for too long."""
+        with suppress(psutil.Error):  # it has ended: its channel says so
+            with self._process.oneshot():
+                done = (self._process.cpu_times(), self._process.io_counters().read_chars)
+            if done != self._done:
+                self._done, self._since = done, monotonic()
+        if monotonic() - self._since > self._idle:
+            raise TimeoutError
+
+
+def _wait(channel: socket.socket, work: _Work, wanted: Callable[[], bool]) -> Ready | None:
+    """What the child opened, None where it ended before or isn't wanted. Raises TimeoutError where it hangs."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     while wanted():
+        work.look()
         if poll.poll(STOP_POLL * 1000):
             with suppress(ConnectionError):
                 _, fds = receive(channel)

@@ -125,8 +125,9 @@ async def test_classes_go_to_a_region_too(app: App) -> None:
             assert (await register(connection, "r", path)).status == 200
             outputs = [{"name": "y", "parameters": {**at("r", 64), "classification": 1}}]
             body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 9, 3]}], "outputs": outputs}
-            answer = await connection.ask(http(INFER.format("wide"), json.dumps(body).encode()))
-            assert answer.json()["outputs"] == [{"name": "y", "datatype": "BYTES", "shape": [1, 1]}]
+            for _ in range(4):  # a request of a known form isn't one without its region
+                answer = await connection.ask(http(INFER.format("wide"), json.dumps(body).encode()))
+                assert answer.json()["outputs"] == [{"name": "y", "datatype": "BYTES", "shape": [1, 1]}]
         assert np.fromfile(path, np.uint8).tobytes()[:15] == b"\x0a\x00\x00\x009.000000:2\x00"
 
 

@@ -25,7 +25,8 @@ NAP = 0.2
 
 
 class Scripted:
-    """Options: `fail_open` is a ModelDefect's text, `die_at_open` a file that makes opening fatal while it's there."""
+    """Options: `fail_open` is a ModelDefect's text, `die_at_open` a file that makes opening fatal while it's there, `hang_at_open` makes it
+    endless."""
 
     version: ClassVar[str] = "scripted 1"
 
@@ -43,6 +44,8 @@ class Scripted:
             raise ModelDefect(str(spec.options["fail_open"]))
         if Path(str(spec.options.get("die_at_open", "/nonexistent"))).exists():
             os._exit(9)
+        if spec.options.get("hang_at_open"):
+            time.sleep(3600)
         return cls(spec)
 
     def run(self, inputs: Mapping[str, Tensor], rows: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -129,6 +129,11 @@ async def test_a_death_while_opening_is_a_defect(opened: Open, tmp_path: Path) -
         await opened(die_at_open=str(tmp_path))
 
 
+async def test_a_hang_while_opening_is_a_defect(opened: Open) -> None:
+    with pytest.raises(ModelDefect, match=r"its process hung while it opened the model: no CPU time and nothing read for 1 s"):
+        await opened(Patience(idle=1.0), hang_at_open=True)
+
+
 async def test_opening_stops_when_nobody_wants_it(opened: Open) -> None:
     lane = await opened()
     with pytest.raises(ModelDefect, match="while it opened"):

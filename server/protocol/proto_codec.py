@@ -87,6 +87,12 @@ class ProtoDecoder:
             request.shared = shared
         return request
 
+    def typed_bytes(self, body: bytes) -> int:
+        """The bytes of a message beside its raw tensors, 0 for more than `decode` takes. Raises InvalidRequest."""
+        fields = walk(body)
+        size = fields.head if fields.plain else len(body) - sum(size for _, size in fields.raws)
+        return size if size <= self._max_typed else 0
+
     def _decode_new(self, body: bytes, fields: Fields, key: bytes) -> InferRequest:
         self._refuse_large(fields.head)
         message = parse(ModelInferRequest, body[: fields.head])

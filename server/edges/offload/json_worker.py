@@ -218,6 +218,16 @@ class JsonWorker:
         job = Job(next(self._numbers), "decode", body.size, head_length, model[:MAX_NAME])
         return self._submit(_Task(job, body.detach(), finish, on_done, self._forget))
 
+    def decode_typed(self, body: BodySink, on_done: OnDecoded) -> CancelHandle:
+        """As `decode`, for a gRPC message whose values are typed contents."""
+
+        def finish(result: memoryview, answer: Answer) -> tuple[InferRequest, Reply]:
+            model, version = orjson.loads(answer.text)
+            return self._decoder.decode(result, answer.head, model, version)
+
+        job = Job(next(self._numbers), "typed", body.size, None)
+        return self._submit(_Task(job, body.detach(), finish, on_done, self._forget))
+
     def encode(self, response: InferResponse, reply: Reply, on_done: OnEncoded) -> CancelHandle:
         """Encode an answer as Encoder does. Its outputs are copied before this returns. `on_done` gets the Encoded, whose parts are
         views of memory that goes with them, or the error. Raises Overloaded, Draining, and what Encoder.encode raises."""

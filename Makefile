@@ -65,7 +65,7 @@ dist: setup ## wheel and source archive in dist/
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front
 
-bench-edges: setup ## the gRPC edge against an empty servicer, and HTTP beside it
+bench-edges: setup ## gRPC against an empty servicer, images in bodies, shared memory and JSON
 	@$(RUN) -m benchmarks.edges
 
 bench-batcher: setup ## the batcher against other policies and the exact optimum, in simulated time

@@ -145,10 +145,10 @@ class Report:
         console.print(table)
 
 
-def tidegate(repository: Path, log: str) -> ServerProcess:
+def tidegate(repository: Path, log: str, *flags: str) -> ServerProcess:
     """Our server over `repository` on free ports, not started yet."""
     command = [TIDEGATE, "serve", "--repository", str(repository), "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    return ServerProcess(command, BUILD / f"{log}.log")
+    return ServerProcess([*command, *flags], BUILD / f"{log}.log")
 
 
 def python_server(module: str, *arguments: str, log: str) -> ServerProcess:

@@ -12,6 +12,9 @@ FEATURES = 16
 WIDE = 2_380_000
 """Values in a row of the wide model: as JSON with four decimals each it stays just under 16 MiB."""
 
+IMAGE = (3, 224, 224)
+"""An image as vision models take it: 602,112 bytes of FP32."""
+
 OPSET, IR_VERSION = 17, 8
 
 
@@ -24,6 +27,24 @@ def write_identity(path: Path) -> None:
 def write_mean(path: Path) -> None:
     """X FP32 [N, 2380000] → Y [N, 1], the mean of each row: a large request with a small answer."""
     _write(path, "mean", [helper.make_node("ReduceMean", ["X"], ["Y"], axes=[1], keepdims=1)], ("N", WIDE), ("N", 1), [])
+
+
+def write_image_mean(path: Path) -> None:
+    """X FP32 [N, 3, 224, 224] → Y [N, 1], the mean over an image's pixels."""
+    nodes = [
+        helper.make_node("ReduceMean", ["X"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["Y"]),
+    ]
+    _write(path, "image", nodes, ("N", *IMAGE), ("N", 1), [numpy_helper.from_array(np.array([1]), "last")])
+
+
+def edges_repository(folder: Path) -> Path:
+    """identity and image as bare ONNX files."""
+    for name, write in (("identity", write_identity), ("image", write_image_mean)):
+        path = folder / name / "1" / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    return folder
 
 
 def front_repository(folder: Path) -> Path:

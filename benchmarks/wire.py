@@ -50,14 +50,14 @@ def binary_request(address: str, model: str, arrays: Arrays) -> bytes:
     head = orjson.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}})
     body = head + b"".join(array.tobytes() for array in arrays.values())
     extra = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n"
-    return _post(address, model, extra, body)
+    return post(address, model, extra, body)
 
 
 def json_request(address: str, model: str, arrays: Arrays) -> bytes:
     """A whole POST …/infer in JSON; tensors are flat lists."""
     tensors = [{**_described(name, array), "data": array.ravel()} for name, array in arrays.items()]
     body = orjson.dumps({"inputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return _post(address, model, "Content-Type: application/json\r\n", body)
+    return post(address, model, "Content-Type: application/json\r\n", body)
 
 
 def ask_one_by_one(address: str, requests: Sequence[bytes]) -> list[Answer]:
@@ -85,7 +85,8 @@ def _described(name: str, array: NDArray[Any]) -> dict[str, Any]:
     return {"name": name, "shape": array.shape, "datatype": DATATYPES[str(array.dtype)]}
 
 
-def _post(address: str, model: str, extra: str, body: bytes) -> bytes:
+def post(address: str, model: str, extra: str, body: bytes) -> bytes:
+    """A whole POST …/infer; `extra` are header lines."""
     head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: {address}\r\n{extra}Content-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

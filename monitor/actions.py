@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,12 +19,13 @@ from monitor.rules.settings import Action
 from monitor.store import Store
 
 HOUR = 3600.0
+MAX_INCIDENT = 64 << 20  # bytes
 
 PATHS: Mapping[str, str] = {
     "step_precision": "/admin/models/{model}/precision/step",
     "rollback_canary": "/admin/models/{model}/canary/rollback",
     "shed": "/admin/shed",
-    "capture": "/admin/incidents",
+    "capture": "/admin/incident",
 }
 """What is done → where the server does it. A server that answers 404 has no such thing (yet); that is recorded, and nothing else."""
 
@@ -60,16 +65,48 @@ class Actions:
         url = action.url.rstrip("/") + path.format(model=quote(model, safe=""))
         try:
             token = {"authorization": f"Bearer {secret(action.token)}"} if action.token else {}
-            async with httpx.AsyncClient(timeout=action.timeout, follow_redirects=False, trust_env=False) as client:
-                answer = await client.post(url, json=self._body(action, alert), headers=token)
+            async with (
+                httpx.AsyncClient(timeout=action.timeout, follow_redirects=False, trust_env=False) as client,
+                client.stream("POST", url, json=self._body(action, alert), headers=token) as answer,
+            ):
+                if answer.status_code == 404:
+                    return f"failed: the server has no {path} (404)"
+                if not answer.is_success:
+                    return f"failed: the server answered {answer.status_code}"
+                return await _kept(answer, action, alert) if action.do == "capture" else "done"
         except (NotSent, httpx.HTTPError, httpx.InvalidURL) as error:
             return f"failed: {str(error) or type(error).__name__}"
-        if answer.status_code == 404:
-            return f"failed: the server has no {path} (404)"
-        return "done" if answer.is_success else f"failed: the server answered {answer.status_code}"
+        except OSError as error:
+            return f"failed: {action.folder}: {error.strerror or error}"
 
     def _body(self, action: Action, alert: Alert) -> dict[str, Any]:
         body: dict[str, Any] = {"reason": f"alert {alert.name}", "by": self._identity, "fingerprint": alert.fingerprint}
         if action.below_priority is not None:
             body["below_priority"] = action.below_priority
         return body
+
+
+async def _kept(answer: httpx.Response, action: Action, alert: Alert) -> str:
+    """Keep an incident. Raises OSError."""
+    body = bytearray()
+    async for piece in answer.aiter_bytes():
+        body += piece
+        if len(body) > MAX_INCIDENT:
+            return f"failed: the server's answer is larger than {MAX_INCIDENT >> 20} MiB"
+    path = action.folder / f"incident-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{alert.fingerprint[:8]}.jsonl"
+    await asyncio.to_thread(_write, path, body, action.keep)
+    return f"done: {path}"
+
+
+def _write(path: Path, body: bytearray, keep: int) -> None:
+    """A file, whole or not at all, that only its owner may read; the oldest beyond `keep` go. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(body)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    for old in sorted(path.parent.glob("incident-*.jsonl"))[:-keep]:
+        old.unlink(missing_ok=True)

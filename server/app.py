@@ -62,7 +62,7 @@ class App:
         self.regions = _regions(settings)
         lending = Lending(self.regions, partial(self.gate.check, operation=Operation.SHARED_MEMORY), settings.limits.inflight_bytes)
         self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording)
-        self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal)
+        self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal, self.dataplane.step)
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()

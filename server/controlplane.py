@@ -13,7 +13,9 @@ from pathlib import Path
 from time import monotonic
 
 from server.config import Settings
+from server.control.ensembles import Ensembles
 from server.control.serving import Serving
+from server.ensemble import Start
 from server.errors import ModelDefect
 from server.explain import capacity_of
 from server.lanes.opening import LanePlan, Opened, open_lanes
@@ -23,7 +25,7 @@ from server.metrics.recorder import Recorder
 from server.repository.loader import Loadable, describe
 from server.repository.store import Entry, Store
 from server.router.table import ServedVersion, ServingTable, State
-from server.timeslice import take_long_turns
+from server.timeslice import LONG, take_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +39,18 @@ class IndexRow:
 
 
 class ControlPlane:
-    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal) -> None:
+    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal, start: Start) -> None:
+        """`start` runs an ensemble's steps."""
         self._settings = settings
         self._store = store
         self._table = table
         self._recorder = recorder
         self._journal = journal
         # Process lanes' children end with the thread that started them: this one lives as long as the lanes.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=take_long_turns)
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=take_turns, initargs=(LONG,))
         self._root = _paths_below(settings.repository)
         self._serving = Serving(table, recorder, journal)
+        self._ensembles = Ensembles(table, recorder, journal, start)
         self.loaded = False
 
     async def load_all(self) -> None:
@@ -70,6 +74,9 @@ class ControlPlane:
         except ModelDefect as error:
             self._unavailable(entry.name, version, str(error))
             return
+        if opened is None:
+            self._ensembles.add(loadable)
+            return
         unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
         served = self._serving.serve(loadable, opened, unpadded)
         self._table.put(served)
@@ -80,10 +87,14 @@ class ControlPlane:
             "model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason
         )
 
-    def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> tuple[Loadable, Opened]:
+    def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> tuple[Loadable, Opened | None]:
+        """What to serve, and its lanes; an ensemble has none."""
         loadable = describe(entry, version, self._settings)
+        if loadable.config.ensemble is not None:
+            return loadable, None
         lanes, batching = loadable.config.lanes, loadable.config.batching
-        rows = loadable.config.warmup.rows or (1, 4, 16, batching.max_rows)
+        warmup = loadable.config.warmup
+        rows = () if warmup.skip else warmup.rows or (1, 4, 16, batching.max_rows)
         plan = LanePlan(
             kind=lanes.kind,
             count=lanes.count or self._settings.lanes.count,
@@ -92,6 +103,7 @@ class ControlPlane:
             trust_batch_axis=loadable.trust_batch_axis,
             memory_limit=lanes.memory_limit or 0,
             pin=lanes.pin,
+            run_limit=lanes.run_limit,
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 
@@ -118,6 +130,7 @@ class ControlPlane:
 
     async def drain(self) -> None:
         """Wait until every engine has answered all that it took."""
+        await self._ensembles.drain()
         await asyncio.gather(*(entry.engine.drain() for entry in self._table if entry.engine is not None))
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.errors import ModelUnavailable
+from server.errors import ModelUnavailable, NotFound
 from server.messages import InferRequest, InferResponse, OnResponse, Scalar
 from server.metrics.recorder import Counts
 from server.padding import PadAxis
@@ -148,8 +148,10 @@ class BatcherReport(_Part):
 
 
 def report(entry: ServedVersion) -> BatcherReport:
-    """How a version is batched and why. Raises ModelUnavailable where it doesn't serve."""
+    """How a version is batched and why. Raises ModelUnavailable where it doesn't serve, NotFound for an ensemble."""
     engine = entry.engine
+    if engine is None and entry.front is not None:
+        raise NotFound(f"model '{entry.model}' is an ensemble, which has no batcher: ask for those of its parts")
     if engine is None:
         raise ModelUnavailable(f"model '{entry.model}' version {entry.version} isn't ready: {entry.state}")
     terms, figures, config = engine.terms, engine.figures, entry.config

@@ -12,16 +12,17 @@ import os
 import platform
 import struct
 
-LONGEST = 100_000_000  # ns: the kernel's own limit
+LONG = 0.01  # seconds, for threads that run batches: among themselves they still take turns in milliseconds
+LONGEST = 0.1  # seconds, the kernel's own limit: for background work that gives way to everybody
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _ATTRIBUTES = struct.Struct("<IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period: sched_setattr(2)
 
 
-def take_long_turns() -> bool:
-    """Have the calling thread, and those that it starts from now on, compute in long turns. False where that can't be had."""
+def take_turns(seconds: float) -> bool:
+    """Have the calling thread, and those that it starts from now on, compute in turns of so long. False where that can't be had."""
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None or not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, LONGEST, 0, 0)
+    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, 0, nice, 0, round(seconds * 1e9), 0, 0)
     return bool(ctypes.CDLL(None).syscall(number, 0, attributes, 0) == 0)

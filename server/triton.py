@@ -10,6 +10,7 @@ from typing import Any
 
 from server.engine.engine import Engine
 from server.protocol.proto.messages import Message, message_class
+from server.repository.declare.sections import Step
 from server.repository.model_config import ModelConfig
 from server.router.table import ServedVersion
 from server.tensors import TensorSpec
@@ -20,26 +21,41 @@ TritonBatching = message_class("inference.ModelDynamicBatching")
 
 def triton_config(served: ServedVersion) -> Message:
     """The configuration of a ready version: as it runs, not only as it was asked for."""
-    engine, config = served.engine, served.config
-    assert engine is not None
+    front, engine, config = served.serving, served.engine, served.config
+    assert front is not None
     message = TritonConfig(
         name=served.model,
         platform=served.platform,
         backend=served.platform,
         version_policy=_policy(config.versions.policy),
-        max_batch_size=engine.max_rows,
-        input=[_tensor(spec, engine.max_rows) for spec in engine.inputs],
-        output=[_output(spec, engine.max_rows, config) for spec in engine.outputs],
+        max_batch_size=front.max_rows,
+        input=[_tensor(spec, front.max_rows) for spec in front.inputs],
+        output=[_output(spec, front.max_rows, config) for spec in front.outputs],
         optimization={"priority": "PRIORITY_DEFAULT"},
-        instance_group=[_instances(served, engine)],
         default_model_filename=served.filename,
-        model_warmup=list(_warmup(engine, config)),
         model_transaction_policy={"decoupled": False},
+    )
+    if engine is not None:
+        message.MergeFrom(_own(served, engine))
+        if engine.max_rows > 1:
+            message.dynamic_batching.CopyFrom(_batching(config))
+    if config.ensemble is not None:
+        message.MergeFrom(TritonConfig(ensemble_scheduling={"step": [_step(step) for step in config.ensemble.steps]}))
+    return message
+
+
+def _own(served: ServedVersion, engine: Engine) -> Message:
+    """What only a version with lanes of its own has."""
+    return TritonConfig(
+        instance_group=[_instances(served, engine)],
+        model_warmup=list(_warmup(engine, served.config)),
         parameters={"precision": {"string_value": engine.key.precision}},
     )
-    if engine.max_rows > 1:
-        message.dynamic_batching.CopyFrom(_batching(config))
-    return message
+
+
+def _step(step: Step) -> dict[str, Any]:
+    version = int(step.version) if step.version else -1
+    return {"model_name": step.model, "model_version": version, "input_map": step.inputs, "output_map": step.outputs}
 
 
 def _policy(policy: str | tuple[str, ...]) -> Mapping[str, Any]:

@@ -18,18 +18,26 @@ GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
 TENSORRT = "trt"
 EMULATED = "emulated"
+PYTHON = "python"
+ENSEMBLE = "ensemble"
+"""No backend: the platform of versions that other models run."""
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
         TENSORRT: "server.backends.trt.backend:TensorRtBackend",
         EMULATED: "server.backends.emulated:EmulatedBackend",
+        PYTHON: "server.backends.python:PythonBackend",
     }
 )
+ISOLATED = frozenset({PYTHON})
+"""Those that run a user's own code: in process lanes only."""
+_OURS = "it is part of tidegate: install tidegate again"
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
-        TENSORRT: "it is part of tidegate: install tidegate again",
-        EMULATED: "it is part of tidegate: install tidegate again",
+        TENSORRT: _OURS,
+        EMULATED: _OURS,
+        PYTHON: _OURS,
     }
 )
 

@@ -18,11 +18,11 @@ from server.config import VERSION, Settings
 from server.controlplane import ControlPlane
 from server.edges.extensions.route import Allow, JSONResponse, allowing, json_object
 from server.edges.http_errors import body_of, headers_of, status_of
-from server.engine.engine import Engine
 from server.errors import InvalidRequest, NotFound, TidegateError
 from server.explain import report
 from server.gate import Gate, Operation
 from server.router.router import Router
+from server.router.table import Front
 from server.tensors import TensorSpec
 
 EXTENSIONS = [
@@ -93,8 +93,8 @@ def _models(app: FastAPI, allow: Allow, router: Router) -> None:
     async def metadata(request: Request, model: str, version: str = "") -> Response:
         allow(request, Operation.MODEL_METADATA)
         entry = router.entry(model, version)
-        assert entry.engine is not None
-        return JSONResponse({**_metadata(entry.engine), "versions": router.ready_versions(model), "platform": entry.platform})
+        assert entry.serving is not None
+        return JSONResponse({**_metadata(entry.serving), "versions": router.ready_versions(model), "platform": entry.platform})
 
     @app.get("/v2/models/{model}/versions/{version}/ready", tags=["models"], summary="May requests be sent to this model")
     @app.get("/v2/models/{model}/ready", tags=["models"], summary="May requests be sent to this model")
@@ -139,7 +139,7 @@ def _document(app: FastAPI, allow: Allow) -> None:
 INFER_EXAMPLE = {"inputs": [{"name": "image", "shape": [1, 4], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4]}]}
 
 
-def _metadata(engine: Engine) -> dict[str, Any]:
+def _metadata(engine: Front) -> dict[str, Any]:
     return {
         "name": engine.key.name,
         "inputs": [_tensor(spec) for spec in engine.inputs],

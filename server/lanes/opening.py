@@ -14,10 +14,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.registry import backend_named
+from server.backends.registry import ISOLATED, backend_named
+from server.errors import ModelDefect
 from server.lanes.base import Lane
 from server.lanes.inline import INLINE_LIMIT, InlineLane
-from server.lanes.process.lane import ProcessLane
+from server.lanes.process.lane import PATIENCE, ProcessLane
 from server.lanes.process.messages import Job
 from server.lanes.sweep import Choice, Shape, candidates, file_size, sweep
 from server.lanes.thread import ThreadLane
@@ -25,13 +26,14 @@ from server.lanes.warmup import WarmUp, warm_up
 
 DEPTH = 2  # batches that a thread lane takes: the next one is there when a run ends
 BUSY_LOOP = 0.7  # share of its time that the loop computes: from here on a thread lane's Python waits for the GIL, run after run
-LOOK, PATIENCE = 0.05, 2.0  # seconds
+LOOK, LOOK_PATIENCE = 0.05, 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class LanePlan:
     """What the settings ask for: `kind` auto, inline, thread or process; `count` and `threads` 0 for auto; `rows` are the sizes to warm
-    up with. `memory_limit` (bytes) and `pin` (each lane on cores of its own) are for process lanes."""
+    up with, none: nothing is run. `memory_limit` (bytes), `pin` (each lane on cores of its own) and `run_limit` (seconds after which a
+    run may count as hung) are for process lanes."""
 
     kind: str = "auto"
     count: int = 0
@@ -40,6 +42,7 @@ class LanePlan:
     trust_batch_axis: bool = False
     memory_limit: int = 0
     pin: bool = False
+    run_limit: float = PATIENCE.run
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,13 @@ def open_lanes(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoo
     """Open and warm up the lanes of a variant. Raises ModelDefect; nothing stays open then."""
     shapes = _shapes(spec, plan)
     spec = replace(spec, threads=shapes[0].threads)
+    if spec.backend in ISOLATED:
+        if plan.kind not in ("auto", "process"):
+            raise ModelDefect(
+                f"model {spec.model!r} version {spec.version}: lanes.kind is {plan.kind!r}, but backend {spec.backend!r} runs "
+                "the user's own code, which has no place in the server's process: say process or auto"
+            )
+        return _in_processes(spec, plan, shapes, loop, f"backend {spec.backend} runs the user's own code")
     if plan.kind == "process":
         return _in_processes(spec, plan, shapes, loop, "as model.yaml says")
     if plan.kind == "auto" and (busy := loop_busy(loop)) > BUSY_LOOP:
@@ -117,7 +127,7 @@ def _chosen(
 def _in_processes(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loop: asyncio.AbstractEventLoop, why: str) -> Opened:
     """The first child opens, warms up and sweeps; the others follow one by one, with what it found."""
     job = Job(spec, plan.rows, plan.trust_batch_axis, tuple(shapes), plan.memory_limit)
-    first = ProcessLane.open(_name(spec, 0), job, loop)
+    first = ProcessLane.open(_name(spec, 0), job, loop, replace(PATIENCE, run=plan.run_limit))
     ready = first.ready
     lanes = [first]
     try:
@@ -169,7 +179,7 @@ def loop_busy(loop: asyncio.AbstractEventLoop) -> float:
         time.sleep(delay)
         loop.call_soon_threadsafe(lambda: looks.put((time.monotonic(), _wanted())))
     try:
-        (begun, before), (ended, after) = looks.get(timeout=PATIENCE), looks.get(timeout=PATIENCE)
+        (begun, before), (ended, after) = looks.get(timeout=LOOK_PATIENCE), looks.get(timeout=LOOK_PATIENCE)
     except Empty:  # it doesn't come round at all
         return 1.0
     return min(1.0, (after - before) / (ended - begun))

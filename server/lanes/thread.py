@@ -14,7 +14,7 @@ from server.lanes.base import Lane, OnLoss, OnResult
 from server.lanes.buffers import Buffers
 from server.lanes.run import timed_run
 from server.tensors import Tensor
-from server.timeslice import take_long_turns
+from server.timeslice import LONG, take_turns
 
 _Job: TypeAlias = tuple[Mapping[str, Tensor], int, OnResult]
 
@@ -41,7 +41,7 @@ class ThreadLane:
             self.buffer = self._buffers[0].view
 
     def _work(self) -> None:
-        take_long_turns()
+        take_turns(LONG)
         while (job := self._jobs.get()) is not None:
             inputs, rows, on_result = job
             result = timed_run(self._backend, inputs, rows)

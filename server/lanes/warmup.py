@@ -83,10 +83,13 @@ def warm_up(backend: Backend, rows: Sequence[int], seed: int = 0, *, trust_batch
     """Run `backend` with each of `rows` rows, in 1 to 2 seconds unless single runs take longer.
 
     `trust_batch_axis`: a manifest or model.yaml says what the rows are, so they aren't put to the proof. `free_axis` is the length
-    of the other axes that vary, 0 to try FREE_AXES. Raises ModelDefect where the model fails on an input that it must take.
+    of the other axes that vary, 0 to try FREE_AXES. Without any `rows` nothing is run: the rows are as the specs say. Raises ModelDefect
+    where the model fails on an input that it must take.
     """
     trial = _Trial(backend, np.random.default_rng(seed), free_axis or FREE_AXES[0])
     claim = _claim(backend, trust_batch_axis)
+    if not rows:
+        return WarmUp({}, batched=not claim, why=claim)
     try:
         _first_run(trial, (free_axis,) if free_axis else FREE_AXES)
     except _Refused as error:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from server.config import VERSION, Bytes, Seconds, Timeout
 from server.documents import Document, read_yaml
 from server.errors import ModelDefect
+from server.repository.declare.sections import PythonCode, Steps
 from server.repository.emulation import Emulate
 from server.repository.model_values import BatchAxis, Buckets, Count, Datatype, PadAxes, PadValue, Policy, Rising, Rows, Shape
 from server.validation import KeyPath, nearest
@@ -29,7 +30,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "sequence", "decoupled", "ensemble", "cache", "recording", "signature"),
+        (): ("routing", "sequence", "decoupled", "cache", "recording", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
     }
 )
@@ -60,7 +61,9 @@ class Batching(_Section):
     pad_axes: dict[str, PadAxes] = Field(default={}, description="By input: axes on which requests of unlike length share a run, padded.")
     pad_values: dict[str, PadValue] = Field(default={}, description="By input: what its padding is filled with; default 0.")
     length_buckets: Buckets = Field(
-        default="auto", description="Which lengths count as neighbours: auto (learned), geometric, or upper bounds such as [16, 32, 64]."
+        default="auto",
+        description="Where to look for neighbours in length: auto or geometric (by √2), or upper bounds such as [16, 32, 64]. Which of them "
+        "share a run is decided by what runs were seen to cost.",
     )
 
     @model_validator(mode="after")
@@ -143,12 +146,17 @@ class Lanes(_Section):
     threads: Count = Field(default=0, description="Threads a run takes; 0 or auto: the server's setting, else what is measured at warm-up.")
     memory_limit: Bytes | None = Field(default=None, description="Most that a process lane may allocate, such as 4GiB; not on the GPU.")
     pin: bool = Field(default=False, description="Each process lane on cores of its own, as many as it has threads.")
+    run_limit: Timeout = Field(
+        default=10.0,
+        description="Time after which a process lane's run counts as hung, unless its like took long before.",
+    )
 
 
 class Warmup(_Section):
     """What is run before the model is ready."""
 
     rows: tuple[Rows, ...] = Field(default=(), max_length=64, description="Rows of the runs; default 1, 4, 16 and batching.max_rows.")
+    skip: bool = Field(default=False, description="Run nothing: for a model that takes no made-up inputs. What it costs is learned later.")
 
 
 class TensorConfig(_Section):
@@ -184,6 +192,8 @@ class ModelConfig(_Section):
     lanes: Lanes = Lanes()
     warmup: Warmup = Warmup()
     emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
+    python: PythonCode | None = Field(default=None, description="With `backend: python`: a class of one's own in place of a model.")
+    ensemble: Steps | None = Field(default=None, description="In place of a model: others, which hand their tensors on to each other.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")
 

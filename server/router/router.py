@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from server.engine.engine import Engine
 from server.errors import ModelUnavailable, NotFound
 from server.metrics.recorder import Figures
 from server.protocol.head import MAX_NAME
-from server.router.table import ServedVersion, ServingTable
+from server.router.table import Front, ServedVersion, ServingTable
 
 
 class Route(NamedTuple):
-    """The engine that answers, its version and the reason: `version` (asked for) or `latest`."""
+    """What answers, its version and the reason: `version` (asked for) or `latest`."""
 
-    engine: Engine
+    engine: Front
     version: str
     reason: str
 
@@ -26,25 +25,28 @@ class Router:
     def route(self, model: str, version: str) -> Route:
         """Who answers. Raises NotFound for an unknown name or version, ModelUnavailable with the reason where it can't serve."""
         entry = self._table.version(model, version) if version else self._table.default(model)
-        if entry is not None and entry.engine is not None:
-            return Route(entry.engine, entry.version, "version" if version else "latest")
+        if entry is not None:
+            front = entry.front or entry.engine
+            if front is not None:
+                return Route(front, entry.version, "version" if version else "latest")
         raise self._refusal(model, version, entry)
 
     def figures(self, model: str, version: str) -> Figures | None:
         """Where a request of this model and version is counted, None where it never reached a version."""
         entry = self._table.version(model, version) if version else self._table.default(model)
-        return entry.engine.figures if entry is not None and entry.engine is not None else None
+        front = None if entry is None else entry.front or entry.engine
+        return None if front is None else front.figures
 
     def entry(self, model: str, version: str) -> ServedVersion:
         """The ready version that metadata is asked of. Raises as `route` does."""
         entry = self._table.version(model, version) if version else self._table.default(model)
-        if entry is not None and entry.engine is not None:
+        if entry is not None and entry.serving is not None:
             return entry
         raise self._refusal(model, version, entry)
 
     def ready_versions(self, model: str) -> list[str]:
         """The versions of a model that serve, lowest first."""
-        return sorted((entry.version for entry in self._table.versions(model) if entry.engine is not None), key=int)
+        return sorted((entry.version for entry in self._table.versions(model) if entry.serving is not None), key=int)
 
     def _refusal(self, model: str, version: str, entry: ServedVersion | None) -> NotFound | ModelUnavailable:
         known = self._table.versions(model)

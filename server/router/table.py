@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
+from server.engine.admission import Terms
 from server.engine.engine import Engine
+from server.messages import CancelHandle, InferRequest, ModelKey, OnResponse
+from server.metrics.recorder import Figures
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
+from server.tensors import TensorSpec
 
 
 class State(StrEnum):
@@ -20,9 +25,25 @@ class State(StrEnum):
     UNLOADING = "UNLOADING"
 
 
+class Front(Protocol):
+    """What takes the requests of a version: its engine, what stands before it, or what has none (an ensemble). `max_rows` 0: unbatched."""
+
+    key: ModelKey
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_rows: int
+    terms: Terms
+    figures: Figures
+
+    def submit(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
+        """As Engine.submit."""
+        ...
+
+
 @dataclass(slots=True)
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
+    `front` takes the requests in the engine's place where there's one.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
     is the file that runs, on `device`."""
 
@@ -38,14 +59,22 @@ class ServedVersion:
     unpadded: str = ""
     filename: str = ""
     device: str = "cpu"
+    front: Front | None = None
+
+    @property
+    def serving(self) -> Front | None:
+        """What takes requests, None where nothing does."""
+        return self.front or self.engine
 
 
 class ServingTable:
-    """Versions by model name. `default` answers for a name alone: the highest version that is ready."""
+    """Versions by model name. `default` answers for a name alone: the highest version that is ready. `on_change` is called after each
+    change, and may change more."""
 
     def __init__(self) -> None:
         self._models: dict[str, dict[str, ServedVersion]] = {}
         self._default: dict[str, ServedVersion] = {}
+        self.on_change: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[ServedVersion]:
         for name in sorted(self._models):
@@ -59,6 +88,7 @@ class ServingTable:
         """Add or replace a version."""
         self._models.setdefault(entry.model, {})[entry.version] = entry
         self._choose(entry.model)
+        self.on_change()
 
     def remove(self, model: str, version: str) -> None:
         """Forget a version, and the name with its last one."""
@@ -67,6 +97,7 @@ class ServingTable:
         if not versions:
             self._models.pop(model, None)
         self._choose(model)
+        self.on_change()
 
     def _choose(self, model: str) -> None:
         ready = [entry for entry in self.versions(model) if entry.state is State.READY]

@@ -10,7 +10,7 @@ from threading import Thread, get_native_id
 
 import pytest
 
-from server.timeslice import LONGEST, take_long_turns
+from server.timeslice import LONG, LONGEST, take_turns
 
 SUPPORTED = platform.machine() in ("x86_64", "aarch64") and tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (6, 12)
 
@@ -46,17 +46,17 @@ def in_thread(work: object) -> list[int]:
 @pytest.mark.skipif(not SUPPORTED or not Path("/proc/self/sched").exists(), reason="this kernel doesn't say how long a thread's turns are")
 def test_a_thread_and_what_it_starts_take_long_turns() -> None:
     before = slice_of(os.getpid())
-    taken, own, inherited, nice, policy = in_thread(take_long_turns)
-    assert (taken, own, inherited) == (1, LONGEST, LONGEST)
+    taken, own, inherited, nice, policy = in_thread(lambda: take_turns(LONGEST))
+    assert (taken, own, inherited) == (1, LONGEST * 1e9, LONGEST * 1e9)
     assert (nice, policy) == (os.getpriority(os.PRIO_PROCESS, 0), os.SCHED_OTHER)
-    assert slice_of(os.getpid()) == before < LONGEST, "the loop's thread answers, and keeps short ones"
+    assert slice_of(os.getpid()) == before < LONG * 1e9, "the loop's thread answers, and keeps short ones"
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="needs Linux")
 def test_a_policy_that_the_operator_chose_stays() -> None:
     def batch() -> bool:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        return take_long_turns()
+        return take_turns(LONG)
 
     taken, *_, policy = in_thread(batch)
     assert (taken, policy) == (0, os.SCHED_BATCH)
@@ -64,4 +64,4 @@ def test_a_policy_that_the_operator_chose_stays() -> None:
 
 def test_an_unknown_machine_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert take_long_turns() is False
+    assert take_turns(LONG) is False

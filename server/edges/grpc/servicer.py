@@ -85,13 +85,13 @@ def _server_metadata(servicer: Servicer, request: Message) -> Fields:
 
 def _model_metadata(servicer: Servicer, request: Message) -> Fields:
     entry = servicer.router.entry(*addressee(request.name, request.version, "name", "version"))
-    assert entry.engine is not None
+    assert entry.serving is not None
     return {
         "name": entry.model,
         "versions": servicer.router.ready_versions(entry.model),
         "platform": entry.platform,
-        "inputs": [_tensor(spec) for spec in entry.engine.inputs],
-        "outputs": [_tensor(spec) for spec in entry.engine.outputs],
+        "inputs": [_tensor(spec) for spec in entry.serving.inputs],
+        "outputs": [_tensor(spec) for spec in entry.serving.outputs],
     }
 
 

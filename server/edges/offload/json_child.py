@@ -23,7 +23,7 @@ from server.protocol.client_codec import decode_response, encode_request
 from server.protocol.encode import Encoded, Encoder
 from server.protocol.proto_codec import ProtoDecoder
 from server.protocol.reply import Reply
-from server.timeslice import take_long_turns
+from server.timeslice import LONGEST, take_turns
 
 MAX_MESSAGE = 1 << 16
 MAX_TEXT = 4096
@@ -59,7 +59,7 @@ def main(channel_fd: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which drains first and then hangs up
         signal.signal(number, signal.SIG_IGN)
     os.nice(10)
-    take_long_turns()
+    take_turns(LONGEST)
     with socket.socket(fileno=channel_fd) as channel:
         send(channel, Answer(0))
         while True:

@@ -32,7 +32,7 @@ from server.lanes.process.segments import OutputBlocks, map_segment, tensor_in
 from server.lanes.run import timed_run
 from server.lanes.sweep import Shape, file_size, sweep
 from server.lanes.warmup import warm_up
-from server.timeslice import take_long_turns
+from server.timeslice import LONG, take_turns
 
 _PR_SET_PDEATHSIG = 1
 _CAP_SYS_NICE = 23
@@ -50,7 +50,7 @@ def main(channel_fd: int, pulse_fd: int, job_fd: int) -> None:
     Path("/proc/self/comm").write_text(f"lane {job.spec.model}")  # what ps and top show; the kernel cuts it
     _limit(job)
     Thread(target=_answer_pings, args=(pulse_fd,), name="pulse", daemon=True).start()
-    take_long_turns()
+    take_turns(LONG)
     with socket.socket(fileno=channel_fd) as channel:
         backend = _open(channel, job)
         if backend is not None:

@@ -55,7 +55,7 @@ class ProcessLane:
         self.inputs, self.outputs = child.ready.inputs, child.ready.outputs
         # Warm-up and sweep have been made: another child needs one run to take the first run's cost.
         spec = replace(job.spec, threads=child.ready.shape.threads)
-        self._job = replace(job, spec=spec, rows=(1,), trust_batch_axis=True, shapes=(child.ready.shape,))
+        self._job = replace(job, spec=spec, rows=(1,) if job.rows else (), trust_batch_axis=True, shapes=(child.ready.shape,))
         self._cores: tuple[int, ...] = ()
         self._child = child
         self._loop = loop

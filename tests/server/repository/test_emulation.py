@@ -7,7 +7,8 @@ import pytest
 
 from server.config import LaneDefaults, Settings
 from server.errors import ModelDefect
-from server.repository.loader import Loadable, describe
+from server.repository.declare.said import Loadable
+from server.repository.loader import describe
 from server.repository.store import Entry, Store
 from server.tensors import TensorSpec
 from tests.server.running import infer_json, running, wire

@@ -10,7 +10,8 @@ from server.backends.registry import backend_named
 from server.config import LaneDefaults, Settings
 from server.errors import ModelDefect
 from server.lanes.warmup import warm_up
-from server.repository.loader import Loadable, describe
+from server.repository.declare.said import Loadable
+from server.repository.loader import describe
 from server.repository.store import Entry
 from server.tensors import TensorSpec
 from tests.server import models

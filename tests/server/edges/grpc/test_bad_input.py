@@ -47,7 +47,9 @@ def nothing_left(served: App, client: Client) -> Iterator[None]:
     yield
     np.testing.assert_array_equal(tensors(client.infer(GOOD))["y"], ROWS)
     assert served.edge.inflight.used == 0
-    assert served.router.route("m", "").engine.queue_rows == 0
+    engine = served.router.entry("m", "").engine
+    assert engine is not None
+    assert engine.queue_rows == 0
     end = monotonic() + 10
     while (left := _calls(served)) and monotonic() < end:
         pass

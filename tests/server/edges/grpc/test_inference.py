@@ -107,7 +107,8 @@ async def test_one_that_went_before_it_began_is_not_run(app: App) -> None:
 
 async def test_one_that_went_from_the_queue_is_not_run(app: App) -> None:
     inference, answers = begun(app)
-    engine = app.router.route("m", "").engine
+    engine = app.router.entry("m", "").engine
+    assert engine is not None
     assert engine.queue_rows == 1
     inference.abandon()
     assert engine.queue_rows == 0

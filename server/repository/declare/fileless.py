@@ -1,0 +1,107 @@
+"""Versions without a model file: model.yaml declares their tensors. An emulated device, a Python class, an ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.backends.base import VariantSpec
+from server.backends.latency_table import BUILT_IN
+from server.backends.registry import EMULATED, ENSEMBLE, PYTHON
+from server.documents import Document, read_yaml
+from server.errors import ModelDefect
+from server.repository.declare.said import Loadable, checked_file, declared_values, specs_said
+from server.repository.emulation import curve_of, note, table_of
+from server.repository.model_config import CONFIG_NAME, ModelConfig
+from server.repository.pad_axes import padding_of
+from server.repository.store import Entry
+
+
+def emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
+    """A version without a file: model.yaml declares its tensors, a published table says how long it takes."""
+    document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+    emulate, lanes = config.emulate, config.lanes
+    if emulate is None or config.backend != EMULATED:
+        missing = "backend" if emulate else "emulate"
+        raise document.error(("backend",), f"`backend: {EMULATED}` and `emulate: {{model: …}}` belong together; {missing} is missing")
+    if lanes.kind not in ("auto", "thread"):
+        raise document.error(("lanes", "kind"), f"an emulated device sleeps in a thread: expected auto or thread, got {lanes.kind!r}")
+    if config.precision.active not in (None, emulate.precision):
+        raise document.error(("precision", "active"), f"is {config.precision.active!r}, but emulate.precision is {emulate.precision!r}")
+    table = table_of(document, emulate)
+    curve = curve_of(document, emulate, table if emulate.table in BUILT_IN else checked_file(entry, table))
+    spec = VariantSpec(
+        model=entry.name,
+        version=version,
+        precision=emulate.precision,
+        backend=EMULATED,
+        path=table,
+        threads=1,
+        inputs=specs_said(entry, "inputs", config.inputs),
+        outputs=specs_said(entry, "outputs", config.outputs),
+        options=emulate.options(table),
+    )
+    padding = padding_of(entry.path, config, declared_values(spec.inputs, ()), declared_values(spec.outputs, ()))
+    threads = lanes.model_copy(update={"kind": "thread", "count": lanes.count or 1, "threads": 1})
+    config = config.model_copy(update={"lanes": threads})
+    return Loadable(config, spec, None, trust_batch_axis=True, padding=padding, note=note(curve))
+
+
+def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Loadable:
+    """A version that is a class of the user's own; `device` is the server's, for a model that doesn't say its own. Raises ModelDefect."""
+    document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+    code, lanes = config.python, config.lanes
+    if code is None or config.backend != PYTHON:
+        missing = "backend" if code else "python"
+        raise document.error(
+            ("backend",), f"`backend: {PYTHON}` and `python: {{code: FILE.py:Class}}` belong together; {missing} is missing"
+        )
+    if lanes.kind not in ("auto", "process"):
+        raise document.error(
+            ("lanes", "kind"), f"a user's own code runs in processes of its own only: expected auto or process, got {lanes.kind!r}"
+        )
+    for section, tensors in (("inputs", config.inputs), ("outputs", config.outputs)):
+        if not tensors:
+            raise document.error((), f"{section}: must be given: no file declares the tensors of a Python model")
+    file, _, name = code.code.partition(":")
+    spec = VariantSpec(
+        model=entry.name,
+        version=version,
+        precision=config.precision.active or "fp32",
+        backend=PYTHON,
+        path=_source(entry, version, document, file),
+        device=lanes.device or device,
+        threads=lanes.threads or 1,
+        inputs=specs_said(entry, "inputs", config.inputs),
+        outputs=specs_said(entry, "outputs", config.outputs),
+        options={"class": name, "options": code.options},
+    )
+    padding = padding_of(entry.path, config, declared_values(spec.inputs, ()), declared_values(spec.outputs, ()))
+    alone = lanes.model_copy(update={"kind": "process", "count": lanes.count or 1, "threads": spec.threads})
+    config = config.model_copy(update={"lanes": alone})
+    return Loadable(config, spec, None, trust_batch_axis=True, padding=padding)
+
+
+def ensemble(entry: Entry, version: str, config: ModelConfig) -> Loadable:
+    """A version that is made of other models. Its tensors may be declared; what isn't is read from its parts. Raises ModelDefect."""
+    if config.backend not in (None, ENSEMBLE):
+        document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+        raise document.error(("backend",), f"is {config.backend!r}, but an ensemble is run by its parts: leave it out")
+    spec = VariantSpec(
+        model=entry.name,
+        version=version,
+        precision="",
+        backend=ENSEMBLE,
+        path=entry.path / CONFIG_NAME,
+        inputs=specs_said(entry, "inputs", config.inputs),
+        outputs=specs_said(entry, "outputs", config.outputs),
+    )
+    return Loadable(config, spec, None, trust_batch_axis=True)
+
+
+def _source(entry: Entry, version: str, document: Document, file: str) -> Path:
+    """The user's file, the version's own before the model's. Raises ModelDefect where there's neither."""
+    places = [entry.path / version / file, entry.path / file]
+    found = next((path for path in places if path.exists() or path.is_symlink()), None)
+    if found is None:
+        raise document.error(("python", "code"), f"no {file!r} in {places[0].parent} or {places[1].parent}")
+    return checked_file(entry, found)

@@ -1,0 +1,45 @@
+"""The sections of model.yaml for models that are more than a file: Python classes, ensembles."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from server.repository.model_values import VERSION_PATTERN
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _version(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Step(_Section):
+    """One model's part in an ensemble."""
+
+    model: str = Field(min_length=1, max_length=255, description="The part's name.")
+    version: Annotated[
+        str, BeforeValidator(_version), WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": VERSION_PATTERN})
+    ] = Field(default="", pattern=f"^$|{VERSION_PATTERN}", description="Its version; default: the one that serves.")
+    inputs: dict[str, str] = Field(min_length=1, description="By the part's input: the tensor of the ensemble that it takes.")
+    outputs: dict[str, str] = Field(min_length=1, description="By the part's output: the tensor of the ensemble that it makes.")
+
+
+class Steps(_Section):
+    """An ensemble."""
+
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=64, description="Its parts, in any order.")
+
+
+class PythonCode(_Section):
+    """Which class stands for a model."""
+
+    code: str = Field(
+        pattern=r"^[^/:]+\.py:[A-Za-z_][A-Za-z0-9_]*$",
+        max_length=255,
+        description="`FILE.py:Class`; the file lies in the version's folder or beside model.yaml.",
+    )
+    options: dict[str, Any] = Field(default={}, description="For the class: `context.options` of its `load`.")

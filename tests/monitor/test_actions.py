@@ -1,0 +1,50 @@
+"""What an alert does to a real server."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from monitor.actions import Actions
+from monitor.alerts import Alert, Level, State
+from monitor.rules.settings import Action
+from monitor.store import Store
+from tests.monitor.pages_served import reply, serving
+from tests.server.models import place
+from tests.server.running import infer_json, running, wire
+
+ALERT = Alert("InferenceLatency", (("model", "linear"),), Level.CRITICAL, State.FIRING, 0.3, 1.0, 1.0)
+
+
+async def test_an_incident_is_captured_and_the_oldest_file_goes(tmp_path: Path) -> None:
+    place(tmp_path / "models", "linear")
+    folder = tmp_path / "kept" / "incidents"
+    async with running(tmp_path / "models") as app:
+        async with wire(app) as client:
+            assert (await client.ask(infer_json("linear", np.zeros((1, 8), np.float32)))).status == 200
+        action = Action(do="capture", url=f"http://{app.addresses.http}", folder=folder, keep=2, at_most=5)
+        actions = Actions({"capture": action}, Store(tmp_path / "state.db"), "m")
+        outcomes = [(await actions.take("capture", ALERT, float(number))).text for number in range(3)]
+    files = sorted(folder.iterdir())
+    assert [f"done: {path}" for path in files] == outcomes[1:]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    events = [json.loads(line) for line in files[-1].read_text().splitlines()]
+    assert events[0]["event"] == "incident"
+    assert [event["model"] for event in events if event["event"] == "arrival"] == ["linear"]
+
+
+async def test_what_can_not_be_captured_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    async with serving(reply(b"{}", "403 Forbidden")) as refusing, serving(reply(b"{}\n")) as server:
+        tried = {
+            "refused": Action(do="capture", url=refusing.url, folder=tmp_path / "a"),
+            "nowhere": Action(do="capture", url=server.url, folder=tmp_path / "file"),
+        }
+        actions = Actions(tried, Store(tmp_path / "state.db"), "m")
+        outcomes = {name: (await actions.take(name, ALERT, 0.0)).text for name in tried}
+    assert outcomes["refused"] == "failed: the server answered 403"
+    assert outcomes["nowhere"].startswith(f"failed: {tmp_path / 'file'}: ")
+    assert not (tmp_path / "a").exists()

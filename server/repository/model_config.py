@@ -62,8 +62,8 @@ class Batching(_Section):
     pad_values: dict[str, PadValue] = Field(default={}, description="By input: what its padding is filled with; default 0.")
     length_buckets: Buckets = Field(
         default="auto",
-        description="Where to look for neighbours in length: auto or geometric (by √2), or upper bounds such as [16, 32, 64]. Which of them "
-        "share a run is decided by what runs were seen to cost.",
+        description="Where to look for neighbours in length: auto or geometric (by √2), or upper bounds such as [16, 32, 64]. Which of "
+        "them share a run is decided by what runs were seen to cost.",
     )
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
+from server.edges.extensions.generate import add_generate
 from server.edges.extensions.shared_memory import add_shared_memory
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
@@ -73,6 +74,7 @@ class App:
         add_admin(rest, self.gate, self.recorder.ring)
         add_configuration(rest, self.gate, self.router)
         add_shared_memory(rest, self.gate, self.regions)
+        add_generate(rest, self.edge)
         self.http = HttpServer(settings, rest, self.edge)
         servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, self.regions)
         self.grpc = GrpcServer(settings, self.edge, servicer)

@@ -28,6 +28,7 @@ from server.tensors import TensorSpec
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
+    "generate",
     "model_configuration",
     "model_repository(index)",
     "parameters",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -261,6 +262,17 @@ def own_pages(transport: Http) -> None:
             transport.calls.add(("GET", path))
 
 
+def generate(transport: Http) -> None:
+    """Plain JSON in and out; no stock client knows it."""
+    for path in ("/v2/models/pair/generate", "/v2/models/pair/versions/1/generate"):
+        for suffix, before in (("", b"{"), ("_stream", b"data: {")):
+            with urlopen(f"http://{transport.address}{path}{suffix}", json.dumps({"a": A.tolist(), "b": B.tolist()}).encode()) as answer:
+                said = answer.read()
+            assert said.startswith(before)
+            assert json.loads(said.removeprefix(b"data: "))["total"] == (A + B).reshape(-1).tolist()
+            transport.calls.add(("POST", path + suffix))
+
+
 CASES: Mapping[str, Case] = {
     "health": health,
     "server metadata": server_metadata,
@@ -280,5 +292,5 @@ CASES: Mapping[str, Case] = {
     "shared memory": shared_memory,
     **{f"error {name}": partial(error, name) for name in ERRORS},
 }
-HTTP_CASES: Mapping[str, Case] = {"own pages": own_pages}
+HTTP_CASES: Mapping[str, Case] = {"own pages": own_pages, "generate": generate}
 """For one transport only: "http binary"."""

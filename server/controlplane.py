@@ -94,7 +94,7 @@ class ControlPlane:
             return loadable, None
         lanes, batching = loadable.config.lanes, loadable.config.batching
         warmup = loadable.config.warmup
-        rows = () if warmup.skip else warmup.rows or (1, 4, 16, batching.max_rows)
+        rows = () if warmup.skip or loadable.config.decoupled else warmup.rows or (1, 4, 16, batching.max_rows)
         plan = LanePlan(
             kind=lanes.kind,
             count=lanes.count or self._settings.lanes.count,
@@ -104,6 +104,7 @@ class ControlPlane:
             memory_limit=lanes.memory_limit or 0,
             pin=lanes.pin,
             run_limit=lanes.run_limit,
+            decoupled=loadable.config.decoupled,
         )
         return loadable, open_lanes(loadable.spec, plan, loop)
 

@@ -6,6 +6,7 @@ then are its figures whole.
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 
 from server.classification import classified, wants_classes
@@ -42,10 +43,12 @@ class DataPlane:
         self._recording = recording
         self._note = recorder.ring.arrival
 
-    def infer(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
-        """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns."""
+    def infer(self, request: InferRequest, on_response: OnResponse, *, streamed: bool = False) -> CancelHandle:
+        """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns.
+
+        `streamed`: whoever asks can take several answers. From a decoupled model they then get a Stream for a handle (engine.streams)."""
         if request.shared is not None:
-            return self._lending.infer(request, request.shared, on_response, self.infer)
+            return self._lending.infer(request, request.shared, on_response, partial(self.infer, streamed=streamed))
         version = request.version
         try:
             route = self._router.route(request.model, request.version)
@@ -55,7 +58,8 @@ class DataPlane:
                 on_response = explained(request, route.reason, on_response)
             if request.outputs and wants_classes(request.outputs):
                 on_response = classified(request, route.engine.outputs, on_response, batched=route.engine.max_rows > 0)
-            return route.engine.submit(request, on_response)
+            submit = getattr(route.engine, "stream", route.engine.submit) if streamed else route.engine.submit
+            return submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
             return SETTLED

@@ -12,7 +12,8 @@ import os
 import platform
 import struct
 
-LONG = 0.01  # seconds, for threads that run batches: among themselves they still take turns in milliseconds
+USUAL = 0.0  # the kernel's own, for threads that wait for a device: they have to wake at once
+LONG = 0.01  # seconds, for threads that run batches on the cores: among themselves they still take turns in milliseconds
 LONGEST = 0.1  # seconds, the kernel's own limit: for background work that gives way to everybody
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _ATTRIBUTES = struct.Struct("<IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period: sched_setattr(2)

@@ -33,7 +33,7 @@ def triton_config(served: ServedVersion) -> Message:
         output=[_output(spec, front.max_rows, config) for spec in front.outputs],
         optimization={"priority": "PRIORITY_DEFAULT"},
         default_model_filename=served.filename,
-        model_transaction_policy={"decoupled": False},
+        model_transaction_policy={"decoupled": config.decoupled},
     )
     if engine is not None:
         message.MergeFrom(_own(served, engine))

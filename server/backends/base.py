@@ -6,10 +6,10 @@ declaring its class there. One instance serves one lane and is called by one thr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from server.tensors import Tensor, TensorSpec
 
@@ -64,4 +64,13 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Give back memory and handles. The instance isn't used again."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """What a backend has, too, whose models may be decoupled: any number of answers to one request."""
+
+    def stream(self, inputs: Mapping[str, Tensor], rows: int) -> Iterator[dict[str, Tensor]]:
+        """Each answer as soon as it's there, as `run` gives one. An iterator with `close` is closed where nobody wants the rest."""
         ...

@@ -81,6 +81,8 @@ class Ensembles:
         if part is None or part.state is not State.READY or front is None:
             of = f" version {version}" if version else ""
             raise ModelDefect(f"waits for its part, model {model!r}{of}: {self._why(model, version, entry)}")
+        if part.config.decoupled:
+            raise ModelDefect(f"model {model!r} is decoupled: it may give any number of answers, so it can't be a step of an ensemble")
         return front
 
     def _why(self, model: str, version: str, entry: ServedVersion) -> str:

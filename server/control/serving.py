@@ -13,6 +13,7 @@ from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
 from server.engine.engine import Engine
+from server.engine.streams.engine import StreamingEngine
 from server.engine.supervisor import Supervisor
 from server.explain import capacity_of
 from server.lanes.arbiter import Arbiter
@@ -46,7 +47,8 @@ class Serving:
         batcher = Batcher(policy_of(config, len(opened.lanes), warmup.batched), CostModel(warmup.latency, length))
         figures = self._recorder.figures(key)
         proved = loadable.manifest.unbatched if loadable.manifest is not None else None
-        engine = Engine(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
+        kind = StreamingEngine if config.decoupled else Engine
+        engine = kind(key, opened.lanes, batcher, figures, terms=terms_of(config, padding), batched=warmup.batched)
         served = ServedVersion(
             key.name,
             key.version,

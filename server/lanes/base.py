@@ -33,13 +33,15 @@ class Loss:
 @dataclass(slots=True)
 class RunResult:
     """One finished run: outputs by name, or the error. `started` and `finished` are time.monotonic around the backend's run.
-    `loss` says that the lane was lost in it, beside an error that says so too: the batch may be tried in another."""
+    `loss` says that the lane was lost in it, beside an error that says so too: the batch may be tried in another. Only a decoupled model's
+    lane gives results that aren't `final`."""
 
     outputs: dict[str, Tensor]
     started: float
     finished: float
     error: TidegateError | None = None
     loss: Loss | None = None
+    final: bool = True
 
 
 OnResult: TypeAlias = Callable[[RunResult], None]

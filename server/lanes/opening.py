@@ -14,15 +14,17 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.registry import ISOLATED, backend_named
+from server.backends.registry import EMULATED, ISOLATED, backend_named
 from server.errors import ModelDefect
 from server.lanes.base import Lane
 from server.lanes.inline import INLINE_LIMIT, InlineLane
 from server.lanes.process.lane import PATIENCE, ProcessLane
 from server.lanes.process.messages import Job
+from server.lanes.process.streaming import StreamingLane
 from server.lanes.sweep import Choice, Shape, candidates, file_size, sweep
 from server.lanes.thread import ThreadLane
 from server.lanes.warmup import WarmUp, warm_up
+from server.timeslice import LONG, USUAL
 
 DEPTH = 2  # batches that a thread lane takes: the next one is there when a run ends
 BUSY_LOOP = 0.7  # share of its time that the loop computes: from here on a thread lane's Python waits for the GIL, run after run
@@ -43,6 +45,7 @@ class LanePlan:
     memory_limit: int = 0
     pin: bool = False
     run_limit: float = PATIENCE.run
+    decoupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,9 @@ def _in_this_process(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loo
         first.close()
         raise
     named = [(_name(spec, number), backend) for number, backend in enumerate(choice.backends)]
+    turns = LONG if spec.device == "cpu" and spec.backend != EMULATED else USUAL
     lanes: list[Lane] = [
-        InlineLane(name, backend, loop) if kind == "inline" else ThreadLane(name, backend, loop, DEPTH) for name, backend in named
+        InlineLane(name, backend, loop) if kind == "inline" else ThreadLane(name, backend, loop, DEPTH, turns) for name, backend in named
     ]
     return Opened(tuple(lanes), warmup, _told(kind, choice.shape, why, choice.why), choice.shape.threads)
 
@@ -127,7 +131,8 @@ def _chosen(
 def _in_processes(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loop: asyncio.AbstractEventLoop, why: str) -> Opened:
     """The first child opens, warms up and sweeps; the others follow one by one, with what it found."""
     job = Job(spec, plan.rows, plan.trust_batch_axis, tuple(shapes), plan.memory_limit)
-    first = ProcessLane.open(_name(spec, 0), job, loop, replace(PATIENCE, run=plan.run_limit))
+    kind = StreamingLane if plan.decoupled else ProcessLane
+    first = kind.open(_name(spec, 0), job, loop, replace(PATIENCE, run=plan.run_limit))
     ready = first.ready
     lanes = [first]
     try:

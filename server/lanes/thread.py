@@ -9,12 +9,12 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
+from server import timeslice
 from server.backends.base import Backend
 from server.lanes.base import Lane, OnLoss, OnResult
 from server.lanes.buffers import Buffers
 from server.lanes.run import timed_run
 from server.tensors import Tensor
-from server.timeslice import LONG, take_turns
 
 _Job: TypeAlias = tuple[Mapping[str, Tensor], int, OnResult]
 
@@ -22,9 +22,11 @@ _Job: TypeAlias = tuple[Mapping[str, Tensor], int, OnResult]
 class ThreadLane:
     kind = "thread"
 
-    def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop, depth: int = 1) -> None:
+    def __init__(self, name: str, backend: Backend, loop: asyncio.AbstractEventLoop, depth: int = 1, turns: float = timeslice.LONG) -> None:
+        """`turns`: how long those of its thread are, see timeslice."""
         self.name = name
         self.depth = depth
+        self._turns = turns
         self.inputs, self.outputs = backend.inputs, backend.outputs
         self._backend = backend
         self._loop = loop
@@ -41,7 +43,7 @@ class ThreadLane:
             self.buffer = self._buffers[0].view
 
     def _work(self) -> None:
-        take_turns(LONG)
+        timeslice.take_turns(self._turns)
         while (job := self._jobs.get()) is not None:
             inputs, rows, on_result = job
             result = timed_run(self._backend, inputs, rows)

@@ -25,7 +25,7 @@ from server.repository.declare.said import (
 )
 from server.repository.engines import engine_for, engine_options
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
-from server.repository.model_config import CONFIG_NAME, ModelConfig, read_model_config
+from server.repository.model_config import CONFIG_NAME, ModelConfig, read_model_config, said_wrong
 from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
@@ -73,6 +73,8 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     config = read_model_config(entry.path)
     if config.emulate is not None or config.backend == EMULATED:
         return emulated(entry, version, config)
+    if config.decoupled and config.backend != PYTHON:
+        raise said_wrong(entry.path, ("decoupled",), "only a Python model (`backend: python`) gives several answers to a request")
     if config.python is not None or config.backend == PYTHON:
         return python(entry, version, config, settings.lanes.device)
     if config.ensemble is not None:

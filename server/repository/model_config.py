@@ -30,7 +30,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "sequence", "decoupled", "cache", "recording", "signature"),
+        (): ("routing", "sequence", "cache", "recording", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
     }
 )
@@ -193,6 +193,7 @@ class ModelConfig(_Section):
     warmup: Warmup = Warmup()
     emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
     python: PythonCode | None = Field(default=None, description="With `backend: python`: a class of one's own in place of a model.")
+    decoupled: bool = Field(default=False, description="With `backend: python`: any number of answers to a request, over streams only.")
     ensemble: Steps | None = Field(default=None, description="In place of a model: others, which hand their tensors on to each other.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")

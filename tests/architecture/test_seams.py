@@ -13,7 +13,7 @@ from server.errors import TidegateError
 from tests.architecture.house import ROOT
 
 SEAMS = {
-    "server.backends.base": {"VariantSpec", "Backend"},
+    "server.backends.base": {"VariantSpec", "Backend", "Streaming"},
     "server.lanes.base": {"Lane", "Loss", "LossReason", "OnLoss", "OnResult", "RunResult"},
     "server.messages": {
         "BatchFacts",
@@ -39,6 +39,7 @@ SEAMS = {
 
 PROTOCOLS = {
     "server.backends.base:Backend": {"inputs", "outputs", "version", "open", "run", "close"},
+    "server.backends.base:Streaming": {"stream"},
     "server.lanes.base:Lane": {"kind", "name", "depth", "inputs", "outputs", "buffer", "submit", "successor", "watch", "renew", "close"},
     "server.messages:CancelHandle": {"cancel"},
 }

@@ -10,7 +10,7 @@ from threading import Thread, get_native_id
 
 import pytest
 
-from server.timeslice import LONG, LONGEST, take_turns
+from server.timeslice import LONG, LONGEST, USUAL, take_turns
 
 SUPPORTED = platform.machine() in ("x86_64", "aarch64") and tuple(map(int, re.findall(r"\d+", platform.release())[:2])) >= (6, 12)
 
@@ -60,6 +60,15 @@ def test_a_policy_that_the_operator_chose_stays() -> None:
 
     taken, *_, policy = in_thread(batch)
     assert (taken, policy) == (0, os.SCHED_BATCH)
+
+
+@pytest.mark.skipif(not SUPPORTED or not Path("/proc/self/sched").exists(), reason="this kernel doesn't say how long a thread's turns are")
+def test_usual_turns_are_the_kernels_own() -> None:
+    def back_again() -> bool:
+        return take_turns(LONG) and take_turns(USUAL)
+
+    taken, own, *_ = in_thread(back_again)
+    assert (taken, own) == (1, slice_of(os.getpid()))
 
 
 def test_an_unknown_machine_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,15 +15,18 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from server.dataplane import SETTLED
 from server.edges.extensions.generate_codec import asked, written
 from server.edges.http_errors import body_of
 from server.edges.infer_edge import InferEdge
+from server.engine.streams.engine import Stream
 from server.errors import BodyTooLarge, Cancelled, InvalidRequest, TidegateError
 from server.gate import Operation
-from server.messages import InferRequest, InferResponse, Layout, TraceContext
+from server.messages import CancelHandle, InferRequest, InferResponse, Layout, TraceContext
 from server.protocol.head import parse_json
 
 T = TypeVar("T")
+MOST_WAITING = 8  # answers of a stream that wait for their reader, before the model does
 EVENTS = "text/event-stream"
 ONE_ONLY = "generate expects model to produce exactly 1 response, use generate stream for model that generates various number of responses"
 
@@ -63,13 +66,16 @@ class Answers:
         self._request = request
         self._come: asyncio.Queue[InferResponse | None] = asyncio.Queue()  # None: that was all
         self._ended = False
-        self._handle = edge.dataplane.infer(request, self._respond)
+        self._held = False
+        self._handle: CancelHandle = SETTLED
+        self._handle = edge.dataplane.infer(request, self._respond, streamed=True)
 
     def _respond(self, response: InferResponse, final: bool) -> None:
         if self._ended:
             return
         if response.outputs or response.error is not None:
             self._come.put_nowait(response)
+            self._hold(held=self._come.qsize() >= MOST_WAITING)
         if final or response.error is not None:
             self._ended = True
             self._come.put_nowait(None)
@@ -78,7 +84,15 @@ class Answers:
 
     async def next(self) -> InferResponse | None:
         """The next answer, None after the last."""
-        return await self._come.get()
+        answer = await self._come.get()
+        self._hold(held=False)
+        return answer
+
+    def _hold(self, *, held: bool) -> None:
+        """A model that may give many answers waits while enough of them haven't been read."""
+        if held != self._held and not self._ended and isinstance(self._handle, Stream):
+            self._held = held
+            self._handle.hold(held=held)
 
     async def only(self) -> InferResponse:
         """The answer of a model that gives one. Raises its error, and InvalidRequest where there are none or several."""

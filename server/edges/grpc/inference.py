@@ -14,6 +14,7 @@ from typing import TypeAlias
 from server.edges.grpc.call import Call, admitted
 from server.edges.infer_edge import InferEdge
 from server.edges.offload.json_worker import BodySink
+from server.engine.streams.engine import Stream
 from server.errors import Cancelled, Overloaded, TidegateError, Unavailable
 from server.gate import Operation
 from server.messages import CancelHandle, InferRequest, InferResponse, Layout, TraceContext
@@ -138,7 +139,7 @@ class Inference:
             request.trace = TraceContext(traceparent)
         request.deadline = call.deadline
         request.decode_seconds = monotonic() - begun
-        handle = edge.shared.dataplane.infer(request, self._respond)
+        handle = edge.shared.dataplane.infer(request, self._respond, streamed=self.streamed)
         if not self.ended:
             self._handle = handle
 
@@ -178,6 +179,11 @@ class Inference:
         if request is None:
             request = self._request = InferRequest("", {}, NO_LAYOUT, received=self._received)
         self._answer(error, InferResponse(request.model, request.version, request.id, error=error), monotonic(), True)
+
+    def hold(self, *, held: bool) -> None:
+        """Have a decoupled model wait with its next answers, or go on."""
+        if isinstance(self._handle, Stream):
+            self._handle.hold(held=held)
 
     def abandon(self) -> None:
         """The client is gone: fall out of the queue, drop what was held."""

@@ -37,15 +37,21 @@ class _Place:
         if answer:
             self.answers.append(answer)
             self.stream.unsent += len(answer)
+            if not final and self.stream.unsent >= self.stream.edge.shared.limits.pipeline_bytes:
+                self.inference.hold(held=True)
+                self.stream.held = True
         self.stream.news.set()
 
 
 class InferStream:
-    """`run` lasts as long as the stream. `unsent` are bytes of answers that wait; `news` is set by whatever `run` should look at."""
+    """`run` lasts as long as the stream.
+
+    `unsent` are bytes of answers that wait; `held`: models wait with more; `news` is set by whatever `run` should look at."""
 
     def __init__(self, edge: GrpcEdge, call: Call, duplex: Duplex, draining: asyncio.Event) -> None:
         self.edge = edge
         self.unsent = 0
+        self.held = False
         self.news = asyncio.Event()
         self._call = call
         self._duplex = duplex
@@ -85,6 +91,10 @@ class InferStream:
             message = first.answers.popleft()
             await self._write(message)
             self.unsent -= len(message)
+            if self.held and self.unsent < self.edge.shared.limits.pipeline_bytes:
+                self.held = False
+                for place in self._places:
+                    place.inference.hold(held=False)
         elif first.inference.ended:
             self._places.popleft()
         else:

@@ -27,12 +27,27 @@ from server.backends.base import Backend
 from server.backends.registry import backend_named
 from server.errors import DeviceLost, ModelDefect, TidegateError
 from server.lanes.base import RunResult
-from server.lanes.process.messages import LOADING_NICE, MAX_TEXT, Done, Job, Ready, Run, as_run, read_job, receive, send, write_document
+from server.lanes.process.answering import Answers, answer_all
+from server.lanes.process.messages import (
+    LOADING_NICE,
+    MAX_TEXT,
+    Done,
+    Job,
+    Ready,
+    Run,
+    Steer,
+    as_run,
+    as_steer,
+    read_job,
+    receive,
+    send,
+    write_document,
+)
 from server.lanes.process.segments import OutputBlocks, map_segment, tensor_in
-from server.lanes.run import timed_run
+from server.lanes.run import Runs, timed_run
 from server.lanes.sweep import Shape, file_size, sweep
 from server.lanes.warmup import warm_up
-from server.timeslice import LONG, take_turns
+from server.timeslice import LONG, USUAL, take_turns
 
 _PR_SET_PDEATHSIG = 1
 _CAP_SYS_NICE = 23
@@ -50,7 +65,7 @@ def main(channel_fd: int, pulse_fd: int, job_fd: int) -> None:
     Path("/proc/self/comm").write_text(f"lane {job.spec.model}")  # what ps and top show; the kernel cuts it
     _limit(job)
     Thread(target=_answer_pings, args=(pulse_fd,), name="pulse", daemon=True).start()
-    take_turns(LONG)
+    take_turns(LONG if job.spec.device == "cpu" else USUAL)
     with socket.socket(fileno=channel_fd) as channel:
         backend = _open(channel, job)
         if backend is not None:
@@ -161,12 +176,22 @@ def _serve(channel: socket.socket, backend: Backend) -> None:
             return
         if message is None:
             return
+        if len(message) == len(Steer._fields):  # for a stream that had ended by itself
+            blocks.give(as_steer(message).returned)
+            continue
         run = as_run(message)
         for number in run.closed:
             inputs.pop(number).close()
         for (number, size), fd in zip(run.opened, fds, strict=True):
             inputs[number] = map_segment(fd, size)
         blocks.give(run.returned)
+        if run.stream:
+            answers = Answers(backend)
+            try:
+                answer_all(channel, run, answers, blocks, partial(_run, answers, run, inputs, blocks))
+            except ConnectionError:
+                return
+            continue
         done = _run(backend, run, inputs, blocks)
         if done.error == DeviceLost.__name__:  # the next process begins with a new context
             _end(done.text)
@@ -186,12 +211,12 @@ def _end(why: str) -> NoReturn:
     os._exit(1)
 
 
-def _run(backend: Backend, run: Run, inputs: dict[int, mmap.mmap], blocks: OutputBlocks) -> Done:
+def _run(backend: Runs, run: Run, inputs: dict[int, mmap.mmap], blocks: OutputBlocks) -> Done:
     now = monotonic()
     try:
         tensors = {part.name: tensor_in(inputs[part.segment], part) for part in run.parts}
         result = timed_run(backend, tensors, run.rows)
-        parts = [] if result.error else blocks.write(result.outputs)
+        parts = blocks.write(result.outputs) if result.outputs else []
     except TidegateError as error:  # strings that can't be read back
         return _failed(run, RunResult({}, now, now, error), type(error).__name__, str(error))
     except KeyError as error:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
+from typing import ClassVar, Self
 
 from server.errors import BackendFailure
 from server.lanes.base import Loss, LossReason, OnLoss, OnResult, RunResult
@@ -46,6 +47,7 @@ PATIENCE = Patience()
 
 class ProcessLane:
     kind = "process"
+    streams: ClassVar[bool] = False
     depth = 1
 
     def __init__(self, name: str, job: Job, child: Child, loop: asyncio.AbstractEventLoop, patience: Patience = PATIENCE) -> None:
@@ -84,7 +86,7 @@ class ProcessLane:
         loop: asyncio.AbstractEventLoop,
         patience: Patience = PATIENCE,
         wanted: Callable[[], bool] = lambda: True,
-    ) -> ProcessLane:
+    ) -> Self:
         """Start a child and wait until its model is open. Blocks. Raises ModelDefect."""
         return cls(name, job, launch(job, wanted, patience.idle), loop, patience)
 
@@ -101,7 +103,7 @@ class ProcessLane:
         try:
             parts = segments.place(inputs)
             back = [returned.popleft() for _ in range(len(returned))]
-            message = Run(self._number, rows, parts, segments.opened, segments.closed, back)
+            message = Run(self._number, rows, parts, segments.opened, segments.closed, back, self.streams)
             send(self._child.channel, message, segments.fds)
         except (MemoryError, KeyError, ValueError) as error:
             failure = BackendFailure(f"lane {self.name}: the batch can't be handed to its process: {error}")
@@ -131,12 +133,12 @@ class ProcessLane:
         if self._over.is_set() and self._on_result is None:
             self._loop.call_soon(self._report)
 
-    def sibling(self, name: str) -> ProcessLane:
+    def sibling(self, name: str) -> Self:
         """Another lane of the same model over a child of its own. Blocks. Raises ModelDefect."""
-        return ProcessLane.open(name, self._job, self._loop, self._patience)
+        return self.open(name, self._job, self._loop, self._patience)
 
-    def renew(self, wanted: Callable[[], bool]) -> ProcessLane:
-        fresh = ProcessLane.open(self.name, replace(self._job, urgent=True), self._loop, self._patience, wanted)
+    def renew(self, wanted: Callable[[], bool]) -> Self:
+        fresh = self.open(self.name, replace(self._job, urgent=True), self._loop, self._patience, wanted)
         fresh._slowest = max(fresh._slowest, self._slowest)
         fresh.pin(self._cores)
         return fresh
@@ -199,10 +201,14 @@ class ProcessLane:
         self._answers.close(done.closed)
         if done.number != self._number:
             return
+        self._deliver(done, RunResult(outputs, done.started, done.finished, error, final=done.final))
+
+    def _deliver(self, done: Done, result: RunResult) -> None:
+        """The run in hand is over."""
         (_, size), self._run = self._run, (0.0, 0)
-        if size and error is None:
+        if size and result.error is None:
             self._slowest = max(self._slowest, (done.finished - done.started) / size)
-        self._finish(RunResult(outputs, done.started, done.finished, error))
+        self._finish(result)
 
     def _finish(self, result: RunResult) -> None:
         on_result, self._on_result = self._on_result, None

@@ -28,13 +28,14 @@ LOADING_NICE = 10  # how far a child gives way while it loads
 MAX_MESSAGE = 1 << 16
 MAX_FDS = 250  # the kernel takes 253
 MAX_TEXT = 4096
+WINDOW = 4  # answers of a stream that its child may be ahead of whoever takes them
 _NOT_WARM, _ONE = WarmUp({}, batched=False), Shape(1, 1)
 _FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
 class Run(NamedTuple):
     """Run one batch. `opened` are new input segments, whose descriptors come with it; `closed` are gone; `returned` are answer blocks
-    that nobody views any more."""
+    that nobody views any more. `stream`: it may have any number of answers."""
 
     number: int
     rows: int
@@ -42,10 +43,20 @@ class Run(NamedTuple):
     opened: Sequence[tuple[int, int]] = ()
     closed: Sequence[int] = ()
     returned: Sequence[int] = ()
+    stream: bool = False
+
+
+class Steer(NamedTuple):
+    """To a run that streams: `more` answers may come, or none (0). `returned` as in Run."""
+
+    number: int
+    more: int
+    returned: Sequence[int] = ()
 
 
 class Done(NamedTuple):
-    """How run `number` ended: outputs, or the name of the error's class and its text. `opened` and `closed` are answer blocks."""
+    """How run `number` ended: outputs, or the name of the error's class and its text. `opened` and `closed` are answer blocks.
+    Not `final`: one of several answers."""
 
     number: int
     started: float
@@ -55,6 +66,7 @@ class Done(NamedTuple):
     closed: Sequence[int] = ()
     error: str = ""
     text: str = ""
+    final: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +96,12 @@ class Ready:
     defect: str = ""
 
 
-def send(channel: socket.socket, message: Run | Done, fds: Sequence[int]) -> None:
+def send(channel: socket.socket, message: Run | Done | Steer, fds: Sequence[int]) -> None:
     """Send one message. Raises OSError where nobody takes it, ValueError where it has too many tensors."""
     data = [orjson.dumps(tuple(message), tuple)]  # a Part is a tuple, too
     if len(data[0]) > MAX_MESSAGE or len(fds) > MAX_FDS:
-        raise ValueError(f"{len(message.parts)} tensors are more than one message takes ({MAX_MESSAGE} bytes, {MAX_FDS} new segments)")
+        count = len(getattr(message, "parts", ()))
+        raise ValueError(f"{count} tensors are more than one message takes ({MAX_MESSAGE} bytes, {MAX_FDS} new segments)")
     if fds:
         socket.send_fds(channel, data, fds)
     else:
@@ -117,6 +130,10 @@ def as_run(message: list[Any]) -> Run:
 def as_done(message: list[Any]) -> Done:
     number, started, finished, parts, *rest = message
     return Done(number, started, finished, _parts(parts), *rest)
+
+
+def as_steer(message: list[Any]) -> Steer:
+    return Steer(*message)
 
 
 def _parts(parts: list[list[Any]]) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from server.backends.base import VariantSpec
@@ -14,6 +15,7 @@ from server.repository.emulation import curve_of, note, table_of
 from server.repository.model_config import CONFIG_NAME, ModelConfig
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
+from server.tensors import TensorSpec
 
 
 def emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
@@ -71,8 +73,8 @@ def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Load
         path=_source(entry, version, document, file),
         device=lanes.device or device,
         threads=lanes.threads or 1,
-        inputs=specs_said(entry, "inputs", config.inputs),
-        outputs=specs_said(entry, "outputs", config.outputs),
+        inputs=_whole(specs_said(entry, "inputs", config.inputs), config),
+        outputs=_whole(specs_said(entry, "outputs", config.outputs), config),
         options={"class": name, "options": code.options},
     )
     padding = padding_of(entry.path, config, declared_values(spec.inputs, ()), declared_values(spec.outputs, ()))
@@ -96,6 +98,11 @@ def ensemble(entry: Entry, version: str, config: ModelConfig) -> Loadable:
         outputs=specs_said(entry, "outputs", config.outputs),
     )
     return Loadable(config, spec, None, trust_batch_axis=True)
+
+
+def _whole(specs: tuple[TensorSpec, ...], config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """A decoupled model takes one request at a time, whatever its first axis counts."""
+    return tuple(replace(spec, batch_axis=None) for spec in specs) if config.decoupled else specs
 
 
 def _source(entry: Entry, version: str, document: Document, file: str) -> Path:

@@ -168,7 +168,7 @@ class Plane:
         self.accounted: list[InferResponse] = []
         self.cancelled = 0
 
-    def infer(self, request: InferRequest, on_response: Any) -> Plane:
+    def infer(self, request: InferRequest, on_response: Any, *, streamed: bool) -> Plane:
         self.respond = on_response
         return self
 

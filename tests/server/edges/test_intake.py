@@ -97,7 +97,7 @@ def test_the_tensor_is_aligned_and_not_copied(repository: Path, run: Run) -> Non
             seen.append(request)
             return infer(request, on_response)
 
-        app.dataplane.infer = watch  # type: ignore[method-assign]
+        app.dataplane.infer = watch  # type: ignore[method-assign,assignment]
 
     async def test() -> None:
         async with running(repository) as app:

@@ -197,8 +197,19 @@ def shared_memory(transport: Transport) -> None:
 
 
 def classification(transport: Transport) -> None:
-    answer = transport.infer(Ask("pair", PAIR, outputs=["total"], class_count=2))
-    assert_same(answer.outputs["total"], np.array([[b"106.000000:3", b"104.000000:2"], [b"114.000000:3", b"112.000000:2"]], object))
+    """The classes of the largest values, the largest first, ties by their number; 0 is off, and more than there are is all."""
+    scores = np.array([[0.5, 2.0, -1.0, 2.0], [9.0, 8.0, 7.0, 6.0]], np.float32)
+    for count, labels in ((1, [[b"2:1"], [b"9:0"]]), (9, [[b"2:1", b"2:3", b"0.5:0", b"-1:2"], [b"9:0", b"8:1", b"7:2", b"6:3"]])):
+        found = transport.infer(Ask("echo_FP32", {"x": scores}, outputs=["y"], class_count=count)).outputs["y"]
+        assert [[split(value) for value in row] for row in found.tolist()] == [[split(label) for label in row] for row in labels]
+    whole = transport.infer(Ask("echo_FP32", {"x": scores}, outputs=["y"])).outputs["y"]
+    np.testing.assert_array_equal(whole, scores)
+
+
+def split(label: bytes) -> tuple[float, int]:
+    """A value and the number of its class."""
+    value, number = label.split(b":")
+    return float(value), int(number)
 
 
 # Errors

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.edges.grpc import gathering
-from server.edges.grpc.gathering import MOST, PATIENCE, PROBE, Gathering
+from server.edges.grpc.gathering import KEENNESS, LONGEST, MOST, MOST_PATIENCE, PATIENCE, PROBE, Gathering
 
 
 class Loop:
@@ -75,6 +75,15 @@ def teach(calls: Calls, worth: float, count: int) -> None:
     raise AssertionError(f"worth {calls.gathering.worth}")
 
 
+def turns_until_begun(calls: Calls) -> int:
+    """How many turns without another call end the wait."""
+    turns = 0
+    while not calls.begun:
+        calls.loop.turn()
+        turns += 1
+    return turns
+
+
 def test_one_call_after_the_other_does_not_wait(clock: Callable[[float], None]) -> None:
     calls = Calls()
     for number in range(1, 20 * PROBE):
@@ -93,11 +102,19 @@ def test_calls_that_come_closely_begin_together(clock: Callable[[float], None]) 
         calls.add()
         calls.loop.turn()
         assert calls.begun == 0, number
-    for _ in range(PATIENCE - 2):
-        calls.loop.turn()
-        assert calls.begun == 0
-    calls.loop.turn()
+    assert turns_until_begun(calls) == PATIENCE + KEENNESS - 1
     assert calls.begun == 4
+
+
+def test_the_more_it_paid_the_longer_they_wait(clock: Callable[[float], None]) -> None:
+    patience = []
+    for count in (4, 8, 32):
+        calls = Calls()
+        teach(calls, 0.9 * (count - 1), count)
+        calls.begun = 0
+        calls.add()
+        patience.append(turns_until_begun(calls))
+    assert PATIENCE < patience[0] < patience[1] < patience[2] == MOST_PATIENCE
 
 
 def test_waiting_ends_where_it_stops_to_pay(clock: Callable[[float], None]) -> None:
@@ -112,13 +129,13 @@ def test_waiting_ends_where_it_stops_to_pay(clock: Callable[[float], None]) -> N
     assert waited < 40
 
 
-def test_none_waits_longer_than_a_millisecond(clock: Callable[[float], None]) -> None:
+def test_none_waits_longer_than_a_bound(clock: Callable[[float], None]) -> None:
     calls = Calls()
     teach(calls, 1, 4)
     calls.begun = 0
     for _ in range(9):
         calls.add()
-        clock(0.00013)
+        clock(0.13 * LONGEST)
         calls.loop.turn()
     assert calls.begun >= 8
 

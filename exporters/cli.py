@@ -12,27 +12,40 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from exporters.inspect import manifest_table
+from exporters.commands.diff import difference_table, differences
+from exporters.commands.entry import find_entry
+from exporters.commands.verify import verify, verify_table
+from exporters.inspect import manifest_lines, manifest_table
 from exporters.package import manifest_path
 from exporters.pipeline import Exported, export, steps
-from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_target
+from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_gates, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
 
 PLAIN_WIDTH = 120
-_HELP_MODEL = "FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder or cached model (bert_base, …), or an example's name."
+_HELP_MODEL = (
+    "FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, FILE.pt2, FILE.ts (TorchScript), a Hugging Face folder or cached model (bert_base, …), "
+    "or an example's name."
+)
 _HELP_EXAMPLE = "Example inputs: .npz or .pt, arrays by input name. Default: what the module's example() gives."
-_HELP_CALIBRATION = "Real inputs (.npz) that other precisions than fp32 are calibrated on. Default: the module's calibration(), or made."
+_HELP_CALIBRATION = (
+    "Real inputs for other precisions than fp32: .npz, or a folder (images, .wav, .txt, a recording). Default: calibration(), or made."
+)
+_HELP_EVAL = "Labelled rows (.npz: the inputs and `labels`): a variant must be as good on them as FP32 is."
+_HELP_TOLERATE = "Change a precision's gate: relative, cosine, confident, metric. Once a precision."
+_HELP_ENTRY = "An entry (REPOSITORY/NAME/VERSION), a model's folder, or an exported ONNX file."
 _HELP_ENGINE = "TensorRT's engines: most_rows, likely_rows, workspace (as 2GiB), timing_cache (a file), version_compatible=yes."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+EntryPath = Annotated[Path, typer.Argument(help=_HELP_ENTRY, metavar="DIR")]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
-    model: Annotated[str, typer.Option(help=_HELP_MODEL, metavar="MODEL")],
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help=_HELP_MODEL, metavar="MODEL")] = None,
     weights: Annotated[Path | None, typer.Option(help="State dict to load: .pt, .pth or .safetensors.", metavar="FILE")] = None,
     example: Annotated[Path | None, typer.Option(help=_HELP_EXAMPLE, metavar="FILE")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository to add a version to.", metavar="DIR")] = None,
@@ -40,18 +53,28 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Write the ONNX file here, and FILE.manifest.json.", metavar="FILE")] = None,
     version: Annotated[int | None, typer.Option(help="Version number. Default: the next free one.", min=1, metavar="N")] = None,
     format: Annotated[str, typer.Option(help="What to make.", metavar="onnx")] = "onnx",
+    exporter: Annotated[str, typer.Option(help="Which of torch's exporters: torchscript or dynamo.", metavar="NAME")] = "torchscript",
     optimization_level: Annotated[int, typer.Option(help="How far the graph may be changed.", min=0, max=4)] = 2,
     precisions: Annotated[str, typer.Option(help="Precisions to make, separated by commas.", metavar="P,…")] = "fp32",
     target: Annotated[str, typer.Option(help="What it's for: cpu, cuda or tensorrt.", metavar="TARGET")] = "cpu",
-    calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="FILE")] = None,
+    calibration: Annotated[Path | None, typer.Option(help=_HELP_CALIBRATION, metavar="PATH")] = None,
+    eval: Annotated[Path | None, typer.Option("--eval", help=_HELP_EVAL, metavar="FILE")] = None,
+    metric: Annotated[str | None, typer.Option(help="What --eval measures: accuracy, centroid or error.", metavar="METRIC")] = None,
+    tolerate: Annotated[list[str] | None, typer.Option(help=_HELP_TOLERATE, metavar="P:KEY=N,…")] = None,
     engine: Annotated[str, typer.Option(help=_HELP_ENGINE, metavar="KEY=VALUE,…")] = "",
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
+    keep_rows: Annotated[bool, typer.Option(help="Leave some rows of the proof with the entry, for verify.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished steps in the user's cache, and use them again.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds that the model's own code may take.", metavar="SECONDS")] = 600.0,
 ) -> None:
     """Export a trained PyTorch model to ONNX, prove it against PyTorch, and add it to a model repository."""
+    if context.invoked_subcommand is not None:
+        return
     with failures():
+        if model is None:
+            raise PlanError("--model is missing: what is to be exported? `tidegate export --help` lists what it may be")
         plan = Plan(
             model=find_model(model, Path.cwd()),
             name=_name(model, name, output),
@@ -63,19 +86,59 @@ def main(
             dynamic=parse_dynamic(tuple(dynamic or ())),
             output_names=_listed(output_names),
             format=format,
+            exporter=exporter,
             level=optimization_level,
             precisions=_listed(precisions),
             target=parse_target(target),
             calibration=calibration,
+            evaluation=eval,
+            metric=metric,
+            gates=parse_gates(tuple(tolerate or ())),
+            keep_rows=keep_rows,
+            resume=resume,
             timeout=timeout,
             engine=parse_engine(engine),
         )
-        if dry_run:
-            typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))
-            return
-        with following(Console(stderr=True)) as reporter:
-            exported = export(plan, reporter)
-        _show(exported)
+        _run(plan, dry_run)
+
+
+def _run(plan: Plan, dry_run: bool) -> None:
+    if dry_run:
+        typer.echo("\n".join(f"{number}. {step.title}" for number, step in enumerate(steps(plan), 1)))
+        return
+    with following(Console(stderr=True)) as reporter:
+        exported = export(plan, reporter)
+    _show(exported)
+
+
+@app.command("inspect")
+def inspect_entry(path: EntryPath) -> None:
+    """Show what an entry's manifest says: each variant's size, graph, speed and proof, and how it was made."""
+    with failures():
+        manifest = find_entry(path).manifest
+        _console().print(manifest_table(manifest))
+        typer.echo("\n".join(manifest_lines(manifest)))
+
+
+@app.command("verify")
+def verify_entry(path: EntryPath) -> None:
+    """Prove an entry again on this machine: hashes, loading, parity, latency. Exits with 1 where something isn't as it was."""
+    with failures():
+        found = verify(find_entry(path))
+        _console().print(verify_table(found))
+        if any(one.faults for one in found):
+            raise typer.Exit(1)
+
+
+@app.command("diff")
+def diff_entries(a: EntryPath, b: EntryPath) -> None:
+    """Show what two entries differ in. Exits with 1 where it's more than measured times."""
+    with failures():
+        found = differences(find_entry(a).manifest, find_entry(b).manifest)
+        if found:
+            _console().print(difference_table(found))
+        if any(not part.measured for part in found):
+            raise typer.Exit(1)
 
 
 @contextmanager
@@ -112,10 +175,12 @@ def _show(exported: Exported) -> None:
     if exported.output:
         typer.echo(exported.output)
         typer.echo(manifest_path(exported.output))
+    _console().print(manifest_table(exported.manifest))
+
+
+def _console() -> Console:
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
-    console.print(manifest_table(exported.manifest))
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def _name(model: str, name: str | None, output: Path | None) -> str:

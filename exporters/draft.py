@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from exporters.formats.to_onnx import Graph
 from exporters.parity import measure
+from exporters.parity.task import Judged, LabelledSet
 from exporters.plan import Gate, Plan
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.ranges import Range
-from exporters.sources.pytorch import Traced
+from exporters.resume import Finished
+from exporters.sources.pytorch import Sample, Traced
 from server.backends.base import Backend, VariantSpec
 from server.backends.registry import TENSORRT, backend_named
 from server.numerics import Distance
@@ -39,7 +45,8 @@ class Candidate:
     """One file that may become the variant of a precision. `method` says how it was made, `kept` which nodes stayed FP32.
 
     `nodes` are its node counts after each step that changed it. `failures` say, once it was proved, what keeps it from being the same
-    model; `seconds` are median seconds of a run by rows, where it was timed. `engine` is there where the file is a TensorRT engine.
+    model; `runs` are seconds of runs by rows, where it was timed; `judged` what a labelled set says. `engine` is there where the file
+    is a TensorRT engine.
     """
 
     precision: str
@@ -52,7 +59,8 @@ class Candidate:
     calibrated: bool = False
     distances: Mapping[str, Distance] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    seconds: dict[int, float] = field(default_factory=dict)
+    runs: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    judged: Judged | None = None
     tried: tuple[Tried, ...] = ()
     engine: Engine | None = None
 
@@ -72,9 +80,18 @@ class Candidate:
         return measure.device() if self.engine is None else self.engine.gpu
 
     @property
-    def error(self) -> float:
-        """What its worst output's rows lack to a mean cosine of 1; infinite before it was proved."""
-        return max((1.0 - part.cosine_mean for part in self.distances.values()), default=math.inf)
+    def seconds(self) -> dict[int, float]:
+        """Median seconds of a run by rows."""
+        return {rows: statistics.median(seconds) for rows, seconds in self.runs.items()}
+
+    @property
+    def error(self) -> tuple[float, float]:
+        """How bad it is, to choose the least: rows that the reference is sure of and that get another class, then what its worst
+        output's rows lack to a mean cosine of 1. Infinite before it was proved.
+        """
+        found = self.distances.values()
+        unsure = max((part.confident_disagreement or 0.0 for part in found), default=math.inf)
+        return unsure, max((1.0 - part.cosine_mean for part in found), default=math.inf)
 
     def record(self, verdict: str) -> Tried:
         """What the manifest keeps of a candidate."""
@@ -95,7 +112,8 @@ class Candidate:
 class Draft:
     """What the steps of an export fill in, in order.
 
-    `base` is the portable FP32 graph that the other precisions are made from; `fused` is the one that level 3 kept.
+    `base` is the portable FP32 graph that the other precisions are made from; `fused` is the one that level 3 kept. `choosing` are
+    rows that choose between candidates, with its answers; `labelled` is the labelled set, `expected` its answers to that.
     """
 
     plan: Plan
@@ -106,11 +124,20 @@ class Draft:
     fused: Candidate | None = None
     inputs: tuple[TensorSpec, ...] = ()
     calibration: CalibrationSet | None = None
+    choosing: tuple[Sample, ...] = ()
+    labelled: LabelledSet | None = None
+    expected: NDArray[Any] | None = None
     ranges: Mapping[str, Range] = field(default_factory=dict)
     variants: dict[str, Candidate] = field(default_factory=dict)
     engines: dict[str, Candidate] = field(default_factory=dict)
+    finished: Finished = field(default_factory=lambda: Finished(None))
     manifest: Manifest = field(init=False)
     entry: Path | None = None
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Versions of what makes graphs."""
+        return (backend_named(BACKEND).version, *(f"{package} {importlib.metadata.version(package)}" for package in ("onnx", "tidegate")))
 
     @property
     def whose(self) -> str:

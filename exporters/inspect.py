@@ -26,7 +26,7 @@ def manifest_table(manifest: Manifest) -> Table:
         (latency, lambda variant: _latency(variant, rows)),
         *((("speed", lambda variant: _speed(variants[0], variant)),) if several else ()),
         ("differs\nby", lambda variant: f"{variant.parity.max_abs:.1e}"),
-        *((("mean\ncosine", lambda variant: _cosine(variant.parity.cosine_mean)),) if inexact else ()),
+        *((("mean\ncosine", lambda variant: cosine(variant.parity.cosine_mean)),) if inexact else ()),
         ("top-1\ndiffers", lambda variant: _top1(variant.parity, inexact)),
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -36,6 +36,33 @@ def manifest_table(manifest: Manifest) -> Table:
     for variant in variants:
         table.add_row(f"{variant.precision} engine" if variant.engine else variant.precision, *(cell(variant) for _, cell in columns))
     return table
+
+
+def manifest_lines(manifest: Manifest) -> list[str]:
+    """What the table has no room for: where the model came from, and how each variant was made and judged."""
+    source = manifest.source
+    hashes = [f"{what} {found[:12]}" for what, found in (("weights", source.weights_sha256), ("code", source.code_sha256)) if found]
+    return [
+        f"{manifest.model}: {source.factory} ({', '.join((source.kind, *hashes))}), {manifest.created}",
+        f"made with {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}",
+        *([f"not batched: {manifest.unbatched}"] if manifest.unbatched else []),
+        *(line for variant in manifest.variants for line in _variant_lines(variant)),
+    ]
+
+
+def _variant_lines(variant: Variant) -> list[str]:
+    parity, rows, task = variant.parity, variant.calibration, variant.parity.task
+    where = f"for {variant.target}, {variant.backend}, opset {variant.opset}"
+    kept = f", {len(variant.kept_fp32)} nodes in FP32" if variant.kept_fp32 else ""
+    lines = [f"{variant.precision}: {variant.method or 'made'}{kept}; {where}; {variant.file} {variant.sha256[:12]}"]
+    lines.append(
+        f"  proved on {parity.samples} rows against {parity.reference}, by {parity.runtime or 'unknown'} on {parity.device or 'unknown'}"
+    )
+    if rows:
+        lines.append(f"  calibrated on {rows.rows} rows ({rows.origin}), chosen by {rows.chosen_by} others")
+    if task:
+        lines.append(f"  {task.metric} {task.value:.4f} on {task.rows} labelled rows, {task.reference:.4f} in FP32")
+    return lines
 
 
 def _level(variant: Variant) -> str:
@@ -52,19 +79,19 @@ def _last_nodes(variant: Variant) -> str:
 
 def _latency(variant: Variant, rows: list[int]) -> str:
     seconds = variant.latency.seconds if variant.latency else {}
-    return " ".join(_milliseconds(seconds[count]) if count in seconds else "-" for count in rows)
+    return " ".join(milliseconds(seconds[count]) if count in seconds else "-" for count in rows)
 
 
 def _speed(first: Variant, variant: Variant) -> str:
     return f"{speed_up(first.latency.seconds, variant.latency.seconds):.2f}×" if first.latency and variant.latency else "-"
 
 
-def _cosine(cosine: float | None) -> str:
+def cosine(found: float | None) -> str:
     """Rounded down, so that only what is 1 but for FP32's rounding is called 1."""
-    return "-" if cosine is None else f"{math.floor((cosine + 1e-6) * 1e4) / 1e4:.4f}"
+    return "-" if found is None else f"{math.floor((found + 1e-6) * 1e4) / 1e4:.4f}"
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     """To three digits, and never finer than a microsecond."""
     ms = seconds * 1e3
     return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"

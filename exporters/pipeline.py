@@ -17,14 +17,17 @@ from exporters.formats import to_onnx
 from exporters.optimize import cleanup
 from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
+from exporters.parity import kept
+from exporters.parity.task import labelled_set
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
 from exporters.provenance import engine_name, manifest
+from exporters.resume import Finished, finished_folder
 from exporters.sources import pytorch
 from exporters.variants.engines import build_engines
 from exporters.variants.make import choose_graph, learn_ranges, make
 from server.backends.registry import backend_named
-from server.repository.manifest import Manifest
+from server.repository.manifest import Manifest, Reference, file_sha256
 
 NEEDED = {"torch": "torch", "onnx": "onnx", "onnxslim": "onnxslim"}
 """Modules that an export needs beyond the core, and the packages that bring them."""
@@ -75,7 +78,7 @@ def export(plan: Plan, reporter: Reporter) -> Exported:
     check_packages(plan)
     check_targets(plan.repository, plan.name, plan.version, plan.output)
     with tempfile.TemporaryDirectory(prefix="tidegate-export-") as work:
-        draft = Draft(plan, Path(work), reporter)
+        draft = Draft(plan, Path(work), reporter, finished=Finished(finished_folder() if plan.resume else None))
         todo = steps(plan)
         for number, step in enumerate(todo, 1):
             reporter.step(number, len(todo), step.title)
@@ -86,7 +89,12 @@ def export(plan: Plan, reporter: Reporter) -> Exported:
 def check_packages(plan: Plan) -> None:
     """Raises ExportError that says what to install."""
     safetensors = plan.model.hub or (plan.weights and plan.weights.suffix == ".safetensors")
-    extra = {**({"safetensors": "safetensors"} if safetensors else {}), **({"transformers": "transformers"} if plan.model.hub else {})}
+    dynamo = {"onnxscript": "onnxscript"} if plan.exporter == "dynamo" else {}
+    extra = {
+        **dynamo,
+        **({"safetensors": "safetensors"} if safetensors else {}),
+        **({"transformers": "transformers"} if plan.model.hub else {}),
+    }
     needed = {**NEEDED, **extra}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -97,7 +105,10 @@ def check_packages(plan: Plan) -> None:
 def _trace(draft: Draft) -> None:
     folder = draft.work / "trace"
     folder.mkdir()
-    draft.traced = pytorch.trace(draft.plan, folder, draft.reporter.detail)
+    draft.traced = pytorch.trace(draft.plan, folder, draft.reporter.detail, draft.finished.home)
+    if draft.traced.reused:
+        draft.reporter.note("this model was traced before: that trace is used again, and proved again")
+    draft.finished.keep(draft.traced.key, {name: folder / name for name in pytorch.KEPT})
     for warning in draft.traced.warnings[:3]:
         draft.reporter.note(f"the tracer took a constant at {warning}")
     if draft.traced.unbatched:
@@ -126,7 +137,11 @@ def _clean(draft: Draft) -> None:
 
 
 def _prove(draft: Draft) -> None:
-    label = draft.plan.model.label
+    label, file = draft.plan.model.label, draft.plan.evaluation
+    if file is not None:
+        if draft.traced.unbatched:
+            raise ExportError(f"--eval {file.name}: {label} isn't batched, so there are no rows to be labelled")
+        draft.labelled = labelled_set(file, draft.plan.metric, draft.inputs, draft.traced.outputs)
     try:
         proved = prove(draft, draft.base)
     except ExportError as error:
@@ -157,6 +172,11 @@ def _package(draft: Draft) -> None:
         names = {precision: f"model.{precision}.onnx" for precision in draft.variants}
         draft.manifest = manifest(draft, names)
         files = {names[precision]: made.file for precision, made in draft.variants.items()}
+        if plan.keep_rows:
+            files[kept.NAME] = draft.work / kept.NAME
+            rows = kept.keep(draft.traced.samples(), files[kept.NAME])
+            reference = Reference(file=kept.NAME, sha256=file_sha256(files[kept.NAME]), rows=rows)
+            draft.manifest = draft.manifest.model_copy(update={"reference": reference})
         files |= {engine_name(precision): made.file for precision, made in draft.engines.items()}
         draft.entry = write_entry(plan.repository, plan.name, plan.version, files, draft.manifest)
     if plan.output:

@@ -20,9 +20,18 @@ FORMATS_BUILT = ("onnx",)
 MOST_ROWS = 65536
 OPSET = 17
 """What TensorRT and the transformer fusers read; the TorchScript-based exporter writes it best."""
+DYNAMO_OPSET = 18
+"""The least that the newer exporter writes; it converts down from there, and often can't."""
+EXPORTERS_BUILT = ("torchscript", "dynamo")
 _BF16 = "onnxruntime has no bf16 on CPUs, and a T4 none at all"
 
+CHOOSING = 0.8
+"""The share of a gate that a candidate may use up on the rows that choose it."""
+GATE_KEYS = ("relative", "cosine", "confident", "metric")
+METRICS_BUILT = ("accuracy", "centroid", "error")
+
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
+_SHARE = re.compile(r"[0-9]*\.?[0-9]+([eE]-?[0-9]+)?")
 _DYNAMIC_AXIS = re.compile(r"(\d+)(?:=(\d+))?")
 
 Axes = Mapping[int, int | None]
@@ -46,12 +55,18 @@ class Gate:
     """What a precision must hold against PyTorch in FP32, on every output.
 
     `relative` is the largest difference, as a share of the output's largest value; `cosine` the least mean cosine of a row;
-    `confident` the largest share of rows whose best class differs, of those that PyTorch gives more than half to one class.
+    `confident` the largest share of rows whose best class differs, of those that PyTorch gives more than half to one class;
+    `metric` by how much the task's metric may be worse than FP32's, on a labelled set.
     """
 
     relative: float
     cosine: float
     confident: float
+    metric: float = 0.005
+
+    def tightened(self) -> Gate:
+        """What a candidate must hold on the rows that choose it: closer, for the proof's rows are others."""
+        return replace(self, relative=self.relative * CHOOSING, cosine=1 - (1 - self.cosine) * CHOOSING)
 
 
 GATES: Mapping[str, Gate] = MappingProxyType(
@@ -59,7 +74,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
         "fp32": Gate(relative=1e-4, cosine=0.9999, confident=0.01),
         "approximate": Gate(relative=5e-3, cosine=0.9999, confident=0.01),
         "fp16": Gate(relative=2e-2, cosine=0.999, confident=0.01),
-        "int8": Gate(relative=0.5, cosine=0.98, confident=0.05),
+        "int8": Gate(relative=0.5, cosine=0.98, confident=0.05, metric=0.02),
     }
 )
 """Accuracy alone hides damage on a few hundred rows, and so does cosine on the rows that matter: a precision must hold all three.
@@ -69,7 +84,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
 @dataclass(frozen=True, slots=True)
 class ModelRef:
     """Where the model's factory is: a file or a module, and an attribute of it; or `hub`, a folder with a config and weights;
-    or `onnx`, a file that was exported already.
+    or `onnx`, a file that was exported already; or `program`, one that torch.export or TorchScript saved.
 
     `folders` are put at the head of the child's import path, in order. `label` is how messages and the manifest call it.
     """
@@ -81,6 +96,7 @@ class ModelRef:
     module: str | None = None
     hub: Path | None = None
     onnx: Path | None = None
+    program: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +118,7 @@ class Plan:
     """One export. `dynamic` maps an input to its varying axes; None leaves it to the module's own `dynamic()`.
 
     `timeout` is seconds that the user's code may take. `repository` and `output` are where the result goes: one of them or both.
+    `keep_rows`: some rows of the proof stay with the entry. `resume`: finished steps are kept, and used again.
     """
 
     model: ModelRef
@@ -114,10 +131,15 @@ class Plan:
     dynamic: Mapping[str, Axes] | None = None
     output_names: tuple[str, ...] = ()
     format: str = "onnx"
+    exporter: str = "torchscript"
     level: int = 2
     precisions: tuple[str, ...] = ("fp32",)
     target: Target = "cpu"
     calibration: Path | None = None
+    evaluation: Path | None = None
+    metric: str | None = None
+    keep_rows: bool = True
+    resume: bool = False
     gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
     timeout: float = 600.0
     seed: int = 0
@@ -129,9 +151,10 @@ class Plan:
                 f"--name {self.name!r} can't be a model's name: expected letters, digits, '_', '-' and '.', not first '.' or '-'"
             )
         _check_built("--format", self.format, FORMATS_BUILT)
+        _check_built("--exporter", self.exporter, EXPORTERS_BUILT)
         _check_built("--optimization-level", self.level, LEVELS_BUILT)
         _check_precisions(self.precisions)
-        if (self.model.hub or self.model.onnx) and self.weights:
+        if (self.model.hub or self.model.onnx or self.model.program) and self.weights:
             raise PlanError(f"--weights {self.weights}: {self.model.label} brings its own")
         if self.model.onnx and self.output_names:
             raise PlanError(f"--output-names: the outputs of {self.model.label} have names")
@@ -145,8 +168,11 @@ class Plan:
             raise PlanError(f"--timeout {self.timeout:g}: expected seconds above 0")
         if self.output is not None and len(self.precisions) > 1:
             raise PlanError(f"--output takes one precision, not {', '.join(self.precisions)}: --repository DIR takes several")
-        for option, path in (("--weights", self.weights), ("--example", self.example), ("--calibration", self.calibration)):
-            if path is not None and not path.is_file():
+        if self.metric is not None:
+            _check_built("--metric", self.metric, METRICS_BUILT)
+        given = {"--weights": self.weights, "--example": self.example, "--calibration": self.calibration, "--eval": self.evaluation}
+        for option, path in given.items():
+            if path is not None and not (path.is_file() or (option == "--calibration" and path.is_dir())):
                 raise PlanError(f"{option} {path}: no such file")
 
     @property
@@ -166,6 +192,21 @@ def parse_target(text: str) -> Target:
         if text == target:
             return target
     raise PlanError(f"--target {text}: expected {', '.join(TARGETS)}")
+
+
+def parse_gates(texts: tuple[str, ...]) -> Mapping[str, Gate]:
+    """`PRECISION:KEY=NUMBER[,KEY=NUMBER…]`, as GATES with these changed. Raises PlanError."""
+    found = dict(GATES)
+    for text in texts:
+        precision, colon, pairs = text.partition(":")
+        if not colon or precision not in found:
+            raise PlanError(f"--tolerate {text!r}: expected PRECISION:KEY=NUMBER,… with {', '.join(found)}, as in int8:cosine=0.97")
+        for pair in pairs.split(","):
+            key, _, number = pair.strip().partition("=")
+            if key not in GATE_KEYS or not _SHARE.fullmatch(number) or not 0 <= float(number) <= 1:
+                raise PlanError(f"--tolerate {text!r}: {pair.strip()!r} isn't KEY=NUMBER with {', '.join(GATE_KEYS)} and 0 to 1")
+            found[precision] = replace(found[precision], **{key: float(number)})
+    return found
 
 
 def parse_dynamic(texts: tuple[str, ...]) -> Mapping[str, Axes] | None:

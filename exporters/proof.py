@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import numpy as np
+
 from exporters.draft import Candidate, Draft
 from exporters.formats import to_onnx, to_trt
 from exporters.parity import measure, report
+from exporters.parity.task import Judged, judged
 from exporters.plan import ExportError
+from exporters.precision.calibration import CalibrationSet
+from exporters.rows.arrays import count
+from exporters.sources.pytorch import Sample
+from server.backends.base import Backend
 from server.errors import ModelDefect
 
 SHOWN = 3
@@ -31,22 +38,67 @@ def admit(draft: Draft, candidate: Candidate) -> None:
 
 
 def prove(draft: Draft, candidate: Candidate) -> bool:
-    """Run the candidate on PyTorch's own samples; whether it holds its precision's gate. Raises ExportError where a batch fails."""
+    """Run the candidate on PyTorch's own samples, and on the labelled set if there is one; whether it holds its precision's gate.
+
+    Raises ExportError where a batch fails.
+    """
     with draft.opened(candidate) as backend:
         candidate.distances = measure.distances(backend, draft.traced.samples())
+        candidate.judged = _judge_task(draft, backend)
     gate = draft.gate(candidate)
     candidate.failures = report.failures(candidate.distances, draft.traced.outputs, gate, draft.whose)
+    if draft.labelled and candidate.judged:
+        candidate.failures += report.task_failures(candidate.judged, draft.labelled, gate)
     return not candidate.failures
 
 
 def judge(draft: Draft, candidate: Candidate) -> bool:
-    """Admit and prove one of several candidates; one that doesn't load or run fails like one that isn't the same model."""
+    """Admit and prove one of several graphs of FP32; one that doesn't load or run fails like one that isn't the same model."""
     try:
         admit(draft, candidate)
         return prove(draft, candidate)
     except ExportError as error:
-        candidate.failures = [str(error).removeprefix(f"{draft.plan.model.label}: ").partition("\n")[0]]
+        candidate.failures = [_brief(draft, error)]
         return False
+
+
+def choose_by(draft: Draft, candidate: Candidate) -> bool:
+    """Admit one of several ways to a precision and run it on the rows that choose, not on the proof's; whether it holds there."""
+    try:
+        admit(draft, candidate)
+        with draft.opened(candidate) as backend:
+            candidate.distances = measure.distances(backend, draft.choosing)
+    except ExportError as error:
+        candidate.failures = [_brief(draft, error)]
+        return False
+    gate = draft.gate(candidate).tightened()
+    candidate.failures = report.failures(candidate.distances, draft.traced.outputs, gate, draft.whose, strict=True)
+    return not candidate.failures
+
+
+def answered(draft: Draft, rows: CalibrationSet) -> tuple[Sample, ...]:
+    """The rows with the answers of the FP32 graph, which was proved to be PyTorch's."""
+    found: list[Sample] = []
+    with draft.opened(draft.base) as backend:
+        for batch in rows.batches:
+            size = count(batch) if rows.batched else 1
+            answers = backend.run(batch, size)
+            found.append(Sample(size, batch, {spec.name: np.array(answers[spec.name]) for spec in draft.traced.outputs}))
+    return tuple(found)
+
+
+def _judge_task(draft: Draft, backend: Backend) -> Judged | None:
+    """The first that is judged is FP32's portable graph: the others are held to its answers."""
+    if draft.labelled is None:
+        return None
+    answers = draft.labelled.answers(backend)
+    if draft.expected is None:
+        draft.expected = answers
+    return judged(draft.labelled, answers, draft.expected)
+
+
+def _brief(draft: Draft, error: ExportError) -> str:
+    return str(error).removeprefix(f"{draft.plan.model.label}: ").partition("\n")[0]
 
 
 def time_together(draft: Draft, candidates: Sequence[Candidate]) -> None:
@@ -54,5 +106,5 @@ def time_together(draft: Draft, candidates: Sequence[Candidate]) -> None:
     with ExitStack() as stack:
         backends = [stack.enter_context(draft.opened(candidate)) for candidate in candidates]
         found = measure.latencies(backends, next(draft.traced.samples()), draft.traced.unbatched is None)
-    for candidate, seconds in zip(candidates, found, strict=True):
-        candidate.seconds = seconds
+    for candidate, runs in zip(candidates, found, strict=True):
+        candidate.runs = runs

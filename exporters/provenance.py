@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from exporters.draft import Candidate, Draft
 from exporters.parity import measure, report
+from exporters.plan import ModelRef
 from server.repository.manifest import Latency, Manifest, Source, TensorEntry, Variant, file_sha256
 from server.tensors import TensorSpec
 
@@ -17,9 +18,9 @@ TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "transfo
 def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
     """The manifest of the draft's variants; `files` are their names by precision."""
     plan, traced = draft.plan, draft.traced
-    weights = plan.weights or plan.model.onnx or (plan.model.hub and plan.model.hub / "model.safetensors")
+    weights = plan.weights or plan.model.onnx or plan.model.program or (plan.model.hub and plan.model.hub / "model.safetensors")
     source = Source(
-        kind="onnx" if plan.model.onnx else "huggingface" if plan.model.hub else "pytorch",
+        kind=_kind(plan.model),
         factory=plan.model.label,
         weights_sha256=file_sha256(weights) if weights and weights.is_file() else None,
         code_sha256=file_sha256(traced.code) if traced.code else None,
@@ -37,6 +38,12 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
     )
 
 
+def _kind(model: ModelRef) -> str:
+    if model.program:
+        return "torch.export" if model.program.suffix == ".pt2" else "torchscript"
+    return "onnx" if model.onnx else "huggingface" if model.hub else "pytorch"
+
+
 def engine_name(precision: str) -> str:
     """What the engine of a precision is called in an entry."""
     return f"model.{precision}.plan"
@@ -44,6 +51,7 @@ def engine_name(precision: str) -> str:
 
 def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
     reference = "onnx-as-given" if draft.plan.model.onnx else "pytorch-fp32"
+    task = report.task(made.judged, draft.labelled, draft.gate(made).metric) if made.judged and draft.labelled else None
     runtime, device = made.runtime, made.device
     proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
     latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
@@ -58,13 +66,15 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         optimization_level=made.level,
         method=made.method,
         kept_fp32=made.kept,
-        calibration=draft.calibration.record() if draft.calibration and made.calibrated else None,
+        calibration=draft.calibration.record(sum(sample.rows for sample in draft.choosing))
+        if draft.calibration and made.calibrated
+        else None,
         tried=made.tried,
         nodes=made.nodes,
         operators=dict(made.graph.operators),
         inputs=tuple(_entry(spec) for spec in draft.inputs),
         outputs=tuple(_entry(spec) for spec in draft.traced.outputs),
-        parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device}),
+        parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device, "task": task}),
         latency=latency,
         engine=made.engine,
     )

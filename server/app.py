@@ -18,6 +18,7 @@ from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
 from server.edges.extensions.generate import add_generate
+from server.edges.extensions.repository import add_repository
 from server.edges.extensions.shared_memory import add_shared_memory
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
@@ -70,11 +71,12 @@ class App:
         layouts = Layouts()
         self._worker = JsonWorker(layouts)
         self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
-        rest = build_rest(settings, self.gate, self.router, self.control, self.ready)
+        rest = build_rest(settings, self.gate, self.router, self.ready)
         add_admin(rest, self.gate, self.recorder.ring)
         add_configuration(rest, self.gate, self.router)
         add_shared_memory(rest, self.gate, self.regions)
         add_generate(rest, self.edge)
+        add_repository(rest, self.gate, self.control)
         self.http = HttpServer(settings, rest, self.edge)
         servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, self.regions)
         self.grpc = GrpcServer(settings, self.edge, servicer)

@@ -28,7 +28,8 @@ def serve(
     http_port: Annotated[int | None, typer.Option(help="HTTP port; 0 for any free one.")] = None,
     grpc_port: Annotated[str | None, typer.Option(help="gRPC port; 0 for any free one, off for none.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics; 0 for any free one.")] = None,
-    model_control: Annotated[str | None, typer.Option(help="none: what the repository holds at the start is served.")] = None,
+    model_control: Annotated[str | None, typer.Option(help="none, poll (follow what changes) or explicit (clients load models).")] = None,
+    load_model: Annotated[list[str] | None, typer.Option(help="With explicit: a model to load at the start; '*' for all.")] = None,
     allow: Annotated[str | None, typer.Option(help="Of upload, files and shared-memory what clients may do, with commas.")] = None,
 ) -> None:
     """Serve every model in the repository. Prints one line of JSON on stdout when ready; logs go to stderr."""
@@ -39,6 +40,7 @@ def serve(
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "model_control": model_control,
+        "load_model": load_model or None,
         "allow": allow,
     }
     settings = load_settings(config, flags)

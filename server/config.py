@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -81,21 +80,13 @@ OptionalPort: TypeAlias = Annotated[
 Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
 
 
+Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Allowance: TypeAlias = Literal["upload", "files", "shared-memory"]
 Allowances: TypeAlias = Annotated[
     tuple[Allowance, ...],
     BeforeValidator(_list),
     WithJsonSchema({"anyOf": [{"type": "array", "items": {"enum": list(get_args(Allowance))}}, {"type": "string"}]}),
 ]
-
-
-def _built(control: str) -> str:
-    if control != "none":
-        raise ValueError(f"{control!r} isn't built yet; with none, the models are read once, at the start")
-    return control
-
-
-Control: TypeAlias = Annotated[Literal["none", "poll", "explicit"], AfterValidator(_built)]
 
 
 class _Section(BaseModel):
@@ -210,7 +201,11 @@ class Settings(_Section):
     grpc_port: OptionalPort = Field(default=8001, description="gRPC port; 0 for any free one, off for none.")
     metrics_port: Port = Field(default=8002, description="Port of /metrics; 0 for any free one.")
     server_name: str = Field(default="tidegate", min_length=1, max_length=256, description="Name in the server metadata.")
-    model_control: Control = Field(default="none", description="none: the repository is read once, at the start.")
+    model_control: Literal["none", "poll", "explicit"] = Field(
+        default="none", description="Who has models loaded: none (all are, once, at the start), poll (what changes), explicit (clients)."
+    )
+    model_control_poll: Timeout = Field(default=5.0, description="With poll: time between two looks at the repository.")
+    load_model: Names = Field(default=(), description="With explicit: the models that are loaded at the start; '*' for all.")
     allow: Allowances = Field(
         default=(), description="What clients with the class control may do besides: upload models, name files, register shared memory."
     )
@@ -225,6 +220,12 @@ class Settings(_Section):
     log: Log = Log()
     lanes: LaneDefaults = LaneDefaults()
     recording: Recording = Recording()
+
+    @model_validator(mode="after")
+    def _loads(self) -> Settings:
+        if self.load_model and self.model_control != "explicit":
+            raise ValueError(f"load_model needs model_control: explicit; with {self.model_control} every model is loaded")
+        return self
 
 
 def load_settings(file: Path | None, flags: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Settings:

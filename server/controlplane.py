@@ -1,31 +1,42 @@
 """Loads and unloads model versions and says what is there.
 
-Loads run one at a time in a thread of their own; serving goes on beside them.
+Loads run one at a time in a thread of their own; serving goes on beside them. A version that is loaded again is opened beside the one
+that serves and takes its place at once; then the old one answers what it took and is closed. One that can't be loaded changes nothing
+but the index, which says why. Who asks for loads is `model_control`: nobody (none), the files (poll) or clients (explicit).
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from time import monotonic
+from types import MappingProxyType
+from typing import Any
+from weakref import WeakValueDictionary
 
 from server.config import Settings
 from server.control.ensembles import Ensembles
+from server.control.loading import Loader
+from server.control.overrides import Overrides, Wish
 from server.control.serving import Serving
+from server.control.uploads import PLACE
 from server.ensemble import Start
-from server.errors import ModelDefect
+from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
 from server.explain import capacity_of
-from server.lanes.opening import LanePlan, Opened, open_lanes
 from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
-from server.repository.loader import Loadable, describe
-from server.repository.store import Entry, Store
+from server.repository.configs.reading import Values
+from server.repository.marks import Mark, Watcher, mark_of
+from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
-from server.timeslice import LONG, take_turns
+
+EVERY_MODEL = "*"
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
+NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,73 +57,242 @@ class ControlPlane:
         self._table = table
         self._recorder = recorder
         self._journal = journal
-        # Process lanes' children end with the thread that started them: this one lives as long as the lanes.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=take_turns, initargs=(LONG,))
-        self._root = _paths_below(settings.repository)
+        self._loader = Loader(settings)
+        self._root = paths_below(settings.repository)
         self._serving = Serving(table, recorder, journal)
         self._ensembles = Ensembles(table, recorder, journal, start)
+        self._overrides = Overrides(upload="upload" in settings.allow)
+        self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
+        self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._work: set[asyncio.Task[None]] = set()
         self.loaded = False
 
     async def load_all(self) -> None:
-        """Load every version that the repository offers. A model that can't be served is listed with its reason; the others serve."""
-        loop = asyncio.get_running_loop()
-        listing = await loop.run_in_executor(self._loader, self._store.scan)
-        for problem in listing.problems:
-            self._unavailable(problem.name, problem.version, problem.reason)
+        """Load what `model_control` says. A model that can't be served is listed with its reason; the others serve."""
+        watcher = Watcher(await self._loader.run(self._store.marks)) if self._settings.model_control == "poll" else None
+        listing = await self._loader.run(self._store.scan)
+        names = sorted({entry.name for entry in listing.entries} | {problem.name for problem in listing.problems})
+        self._wanted.update(self._wanted_of(names))
+        for name in self._wanted.difference(names):
+            self._unavailable(name, "", f"no such model: expected the folder {self._settings.repository / name}")
         for entry in listing.entries:
             for version in entry.versions:
-                self._table.put(ServedVersion(entry.name, version, State.LOADING))
-        for entry in listing.entries:
-            for version in entry.versions:
-                await self._load(entry, version)
+                self._list(entry.name, version, entry.name in self._wanted)
+        due = [name for name in names if name in self._wanted]
+        for name in due:  # which grows by an ensemble's parts
+            async with self._lock(name):
+                await self._apply(name, listing.of(name))
+            parts = [part for part in self._parts(name) if part in names and part not in self._wanted]
+            self._wanted.update(parts)
+            due += parts
         self.loaded = True
+        if watcher is not None:
+            self._start(self._poll(watcher))
 
-    async def _load(self, entry: Entry, version: str) -> None:
-        loop = asyncio.get_running_loop()
+    async def _poll(self, watcher: Watcher) -> None:
+        """Follow what changes in the repository, once it has come to rest."""
+        while True:
+            await asyncio.sleep(self._settings.model_control_poll)
+            try:
+                marks = await self._loader.run(self._store.marks)
+            except ConfigError as error:  # what serves goes on; the folder may come back
+                self._journal.lifecycle("repository_not_readable", level="warning", reason=str(error))
+                continue
+            for name in watcher.changed(marks):
+                await self._follow(name)
+
+    async def _follow(self, name: str) -> None:
+        async with self._lock(name):
+            listing = await self._loader.run(self._store.find, name)
+            if listing.entries or listing.problems:
+                self._wanted.add(name)
+                await self._apply(name, listing)
+                return
+            self._wanted.discard(name)
+            for served in self._table.versions(name):
+                await self._take_down(served, forget=True)
+
+    def _wanted_of(self, names: list[str]) -> list[str]:
+        wish = self._settings.load_model
+        return names if self._settings.model_control != "explicit" or EVERY_MODEL in wish else list(wish)
+
+    def _list(self, name: str, version: str, wanted: bool) -> None:
+        state, reason = (State.LOADING, "") if wanted else (State.UNAVAILABLE, NOT_LOADED)
+        self._table.put(ServedVersion(name, version, state, reason))
+
+    async def load(self, name: str, config: str | None = None, files: Mapping[str, bytes] = NO_FILES) -> None:
+        """Load a model as its files are now, or load it again where they changed, and return once it serves. `config` is a ModelConfig
+        as JSON that is laid over the model's own, `files` are its files in place of the repository's; both hold until it's unloaded.
+
+        Raises Unavailable where clients don't control models, Denied where they bring no files, NotFound for a model that isn't there,
+        InvalidRequest, and ModelDefect where a version can't be served; what served before goes on then.
+        """
+        self._refuse_unless_explicit()
+        await self._to_its_end(self._load_model(name, self._overrides.wish(config, files)))
+
+    async def unload(self, name: str, dependents: bool = False) -> None:
+        """Answer what the model took, refuse what comes, and give back what it held; with `dependents` the parts of an ensemble's too.
+
+        Raises Unavailable where clients don't control models, NotFound for one that isn't there.
+        """
+        self._refuse_unless_explicit()
+        parts = self._parts(name) if dependents else []
+        await self._to_its_end(self._unload_model(name))
+        for part in parts:
+            if part in self._wanted:
+                await self._to_its_end(self._unload_model(part))
+
+    def _refuse_unless_explicit(self) -> None:
+        if self._settings.model_control != "explicit":
+            raise Unavailable(
+                "explicit model load / unload is not allowed if polling is enabled: "
+                f"this server runs with model_control {self._settings.model_control}, it takes explicit"
+            )
+
+    async def _load_model(self, name: str, wish: Wish) -> None:
+        async with self._lock(name):
+            override = await self._loader.run(self._overrides.kept, name, wish)
+            store = Store(override.place) if override.place else self._store
+            listing = await self._loader.run(store.find, name, override.values)
+            if not listing.entries and not listing.problems:
+                raise NotFound(f"failed to load '{name[:255]}', failed to poll from model repository: there is no such model")
+            self._wanted.add(name)
+            faults = await self._apply(name, listing)
+            await self._loader.run(partial(self._overrides.settle, name, override, serves=not faults))
+        for part in self._parts(name):
+            if part not in self._wanted:
+                with suppress(NotFound, ModelDefect):  # the ensemble's own reason says what it waits for
+                    await self._load_model(part, Wish())
+        ensembles = [served for served in self._table.versions(name) if served.config.ensemble is not None]
+        faults |= {served.version: served.reason for served in ensembles if served.state is State.UNAVAILABLE}
+        if faults:
+            told = "; ".join(f"version {version or 'any'} is at UNAVAILABLE state: {reason}" for version, reason in faults.items())
+            raise ModelDefect(f"failed to load '{name}', {told}")
+
+    async def _unload_model(self, name: str) -> None:
+        async with self._lock(name):
+            if not self._table.versions(name):
+                raise NotFound(f"failed to unload '{name[:255]}': there is no such model")
+            self._wanted.discard(name)
+            for served in self._table.versions(name):
+                await self._take_down(served)
+            await self._loader.run(self._overrides.forget, name)
+
+    def _parts(self, name: str) -> list[str]:
+        """The models that an ensemble is made of, none of another model's."""
+        ensembles = (served.config.ensemble for served in self._table.versions(name))
+        return sorted({step.model for ensemble in ensembles if ensemble is not None for step in ensemble.steps})
+
+    async def _apply(self, name: str, listing: Listing) -> dict[str, str]:
+        """Serve what the repository offers of one model, then take down what it no longer does; version → reason of what can't be served.
+        What is no longer offered goes on until something else serves."""
+        faults = {problem.version: self._fault(name, problem.version, problem.reason) for problem in listing.problems}
+        offered = [(entry, version) for entry in listing.entries for version in entry.versions]
+        for entry in listing.entries:
+            for warning in entry.warnings:
+                self._journal.lifecycle("configuration_passed_over", level="warning", model=name, reason=warning)
+        for entry, version in offered:
+            if reason := await self._load(entry, version):
+                faults[version] = reason
+        if not faults or any(self._serves(name, version) for _, version in offered):
+            kept = {version for _, version in offered} | faults.keys()
+            for served in self._table.versions(name):
+                if served.version not in kept:
+                    await self._take_down(served, forget=True)
+        return faults
+
+    def _serves(self, name: str, version: str) -> bool:
+        served = self._table.version(name, version)
+        return served is not None and served.serving is not None
+
+    async def _load(self, entry: Entry, version: str) -> str:
+        """Why a version can't be served as its files are now, "" once it is."""
+        mark = entry.over, await self._loader.run(mark_of, entry.path, version)
+        old = self._table.version(entry.name, version)
+        gone = old.serving if old is not None else None
+        if old is not None and gone is not None and self._marks.get((entry.name, version)) == mark:
+            old.reason = old.note
+            return ""
+        if gone is None:
+            self._list(entry.name, version, wanted=True)
         try:
-            loadable, opened = await loop.run_in_executor(self._loader, self._open, entry, version, loop)
+            loadable, opened = await self._loader.open(entry, version)
         except ModelDefect as error:
-            self._unavailable(entry.name, version, str(error))
-            return
+            return self._fault(entry.name, version, str(error))
+        if gone is not None and gone.key.precision != loadable.spec.precision:
+            self._recorder.close(gone.key)  # its labels end with it
+        self._marks[entry.name, version] = mark
         if opened is None:
             self._ensembles.add(loadable)
-            return
-        unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
-        served = self._serving.serve(loadable, opened, unpadded)
+        else:
+            unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
+            self._announce(self._serving.serve(loadable, opened, unpadded))
+        if old is not None and gone is not None:
+            await self._loader.retire(old, self._settings.drain_timeout)
+        return ""
+
+    def _announce(self, served: ServedVersion) -> None:
         self._table.put(served)
-        self._recorder.ring.routing((monotonic(), entry.name, version, "ready"))
+        self._recorder.ring.routing((monotonic(), served.model, served.version, "ready"))
         if not capacity_of(served).feasible:
-            self._journal.lifecycle("objective_not_feasible", level="warning", model=entry.name, version=version, reason=served.reason)
+            self._journal.lifecycle(
+                "objective_not_feasible", level="warning", model=served.model, version=served.version, reason=served.reason
+            )
         self._journal.lifecycle(
-            "model_ready", model=entry.name, version=version, platform=served.platform, lanes=served.lanes, note=served.reason
+            "model_ready", model=served.model, version=served.version, platform=served.platform, lanes=served.lanes, note=served.reason
         )
 
-    def _open(self, entry: Entry, version: str, loop: asyncio.AbstractEventLoop) -> tuple[Loadable, Opened | None]:
-        """What to serve, and its lanes; an ensemble has none."""
-        loadable = describe(entry, version, self._settings)
-        if loadable.config.ensemble is not None:
-            return loadable, None
-        lanes, batching = loadable.config.lanes, loadable.config.batching
-        warmup = loadable.config.warmup
-        rows = () if warmup.skip or loadable.config.decoupled else warmup.rows or (1, 4, 16, batching.max_rows)
-        plan = LanePlan(
-            kind=lanes.kind,
-            count=lanes.count or self._settings.lanes.count,
-            threads=lanes.threads or self._settings.lanes.threads,
-            rows=tuple(sorted({row for row in rows if row <= batching.max_rows})),
-            trust_batch_axis=loadable.trust_batch_axis,
-            memory_limit=lanes.memory_limit or 0,
-            pin=lanes.pin,
-            run_limit=lanes.run_limit,
-            decoupled=loadable.config.decoupled,
+    async def _take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
+        """Stop serving a version in order; `forget` takes it out of the index too."""
+        front = served.serving
+        if front is not None:
+            self._table.put(ServedVersion(served.model, served.version, State.UNLOADING, platform=served.platform, leaving=served))
+            await self._loader.retire(served, self._settings.drain_timeout)
+            self._recorder.close(front.key)
+            self._recorder.ring.routing((monotonic(), served.model, served.version, UNLOADED))
+            self._journal.lifecycle("model_unloaded", model=served.model, version=served.version)
+        self._marks.pop((served.model, served.version), None)
+        if forget or not served.version:
+            self._table.remove(served.model, served.version)
+        else:
+            self._table.put(ServedVersion(served.model, served.version, State.UNAVAILABLE, UNLOADED))
+
+    def _fault(self, name: str, version: str, reason: str) -> str:
+        """Note why a version can't be served as its files are now; the reason as everyone may read it."""
+        told = self._told(reason)
+        served = self._table.version(name, version)
+        if served is None or served.serving is None:
+            self._unavailable(name, version, reason)
+            return told
+        served.reason = "; ".join(
+            filter(None, (served.note, f"what was loaded before still serves, as its files can't be served now: {told}"))
         )
-        return loadable, open_lanes(loadable.spec, plan, loop)
+        self._journal.lifecycle("model_not_reloaded", level="warning", model=name, version=version, reason=reason)
+        return told
 
     def _unavailable(self, name: str, version: str, reason: str) -> None:
-        # Anyone may read the index, and only the operator needs to know where the repository lies.
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._root.sub("", reason)))
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._told(reason)))
         self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
+
+    def _told(self, reason: str) -> str:
+        """A reason as anyone may read it in the index: only the operator needs to know where the repository lies."""
+        return PLACE.sub("", self._root.sub("", reason))
+
+    async def look(self) -> None:
+        """Bring models into the index that came into the repository since the last look, and take out those that never were loaded and
+        are gone. Only where clients load models: else the index shows what was or will be loaded."""
+        if self._settings.model_control != "explicit" or not self.loaded:
+            return
+        listing = await asyncio.to_thread(self._store.scan)
+        there = {(entry.name, version) for entry in listing.entries for version in entry.versions}
+        for served in list(self._table):
+            if served.serving is None and served.reason in (NOT_LOADED, UNLOADED) and (served.model, served.version) not in there:
+                self._table.remove(served.model, served.version)
+        for name, version in there:
+            if not self._table.versions(name):
+                self._list(name, version, wanted=False)
 
     def index(self, only_ready: bool = False) -> list[IndexRow]:
         """What the repository holds and how each version is."""
@@ -120,14 +300,27 @@ class ControlPlane:
         return [row for row in rows if not only_ready or row.state == State.READY]
 
     def ready(self) -> bool:
-        """Whether the server may be sent requests, as `ready_when` has it: all models, any, or those named."""
+        """Whether the server may be sent requests, as `ready_when` has it: all models that were to be loaded, any, or those named."""
         if not self.loaded:
             return False
         rule = self._settings.ready_when
         if rule == "any":
-            return any(self._table.default(name) for name in self._table.names()) or not self._table.names()
-        names = self._table.names() if rule == "all" else list(rule)
-        return all(self._table.default(name) is not None for name in names)
+            return any(self._table.default(name) for name in self._table.names()) or not self._wanted
+        return all(self._table.default(name) is not None for name in (self._wanted if rule == "all" else rule))
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """Held while a model is changed, so that two who ask at once have it done one after the other."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for `work`, which goes on where whoever asked goes away."""
+        await asyncio.shield(self._start(work))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
 
     async def drain(self) -> None:
         """Wait until every engine has answered all that it took."""
@@ -135,17 +328,13 @@ class ControlPlane:
         await asyncio.gather(*(entry.engine.drain() for entry in self._table if entry.engine is not None))
 
     async def close(self) -> None:
-        """Give every lane back."""
-        loop = asyncio.get_running_loop()
+        """End loads that are under way and give every lane back."""
+        work = list(self._work)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         for entry in self._table:
-            if entry.engine is not None:
-                entry.engine.abandon()
-                await loop.run_in_executor(self._loader, entry.engine.close)
-                entry.engine = None
+            await self._loader.retire(entry.leaving or entry, 0.0)
+            entry.engine = entry.leaving = None
+        await asyncio.to_thread(self._overrides.close)
         self._loader.shutdown()
-
-
-def _paths_below(repository: Path) -> re.Pattern[str]:
-    """Matches the repository's own part of a path to something in it, as it was given and as links and the working folder make it."""
-    spellings = sorted({str(repository), str(repository.absolute()), str(repository.resolve())}, key=len, reverse=True)
-    return re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, spellings))})/")

@@ -85,7 +85,7 @@ class Gate:
         """
         if control and not loopback and not tokens:
             raise ConfigError(
-                "model_control is on and the server isn't bound to loopback, so anyone on the network could change its models: "
+                "model_control is explicit and the server isn't bound to loopback, so anyone on the network could change its models: "
                 "give admin.token_file (docs/security.md), or --host 127.0.0.1, or --model-control none"
             )
         self._has_tokens = tokens is not None
@@ -101,7 +101,7 @@ class Gate:
         return cls(
             read_tokens(file) if file else None,
             loopback=is_loopback(settings.host),
-            control=settings.model_control != "none",
+            control=settings.model_control == "explicit",
         )
 
     def principal(self, authorization: str | None, certificate: str | None = None) -> Principal:

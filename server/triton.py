@@ -16,6 +16,7 @@ from server.router.table import ServedVersion
 from server.tensors import TensorSpec
 
 TritonConfig = message_class("inference.ModelConfig")
+TritonSequences = message_class("inference.ModelSequenceBatching")
 TritonBatching = message_class("inference.ModelDynamicBatching")
 
 
@@ -39,6 +40,8 @@ def triton_config(served: ServedVersion) -> Message:
         message.MergeFrom(_own(served, engine))
         if engine.max_rows > 1:
             message.dynamic_batching.CopyFrom(_batching(config))
+    if config.sequence is not None:
+        message.sequence_batching.CopyFrom(TritonSequences(direct={}, max_sequence_idle_microseconds=_us(config.sequence.idle_timeout)))
     if config.ensemble is not None:
         message.MergeFrom(TritonConfig(ensemble_scheduling={"step": [_step(step) for step in config.ensemble.steps]}))
     return message
@@ -46,10 +49,11 @@ def triton_config(served: ServedVersion) -> Message:
 
 def _own(served: ServedVersion, engine: Engine) -> Message:
     """What only a version with lanes of its own has."""
+    parameters = {**served.config.parameters, "precision": engine.key.precision}
     return TritonConfig(
         instance_group=[_instances(served, engine)],
         model_warmup=list(_warmup(engine, served.config)),
-        parameters={"precision": {"string_value": engine.key.precision}},
+        parameters={name: {"string_value": value} for name, value in parameters.items()},
     )
 
 

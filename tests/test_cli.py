@@ -134,7 +134,7 @@ def test_an_error_of_the_domain_is_one_line(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
-    plugins = install_plugin(tmp_path, "    import signal\n    print('started', flush=True)\n    signal.pause()\n")
+    plugins = install_plugin(tmp_path, "    import time\n    print('started', flush=True)\n    while True:\n        time.sleep(0.01)\n")
     process = subprocess.Popen([TIDEGATE, "plug"], env=environment(plugins), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"

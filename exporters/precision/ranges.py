@@ -46,7 +46,7 @@ def observe(file: Path, batches: Iterable[Mapping[str, NDArray[Any]]], threads: 
     model = onnx.load(str(file))
     try:
         names = _float_names(model, threads)
-        session = _session(_measuring(model, names), threads)
+        session = unoptimised(_measuring(model, names), threads)
         taken = {value.name for value in session.get_inputs()}
         wanted = [f"{name}:{reduction}" for name in names for reduction in _REDUCTIONS]
         runs = [session.run(wanted, {name: array for name, array in batch.items() if name in taken}) for batch in batches]
@@ -72,12 +72,13 @@ def _float_names(model: onnx.ModelProto, threads: int) -> list[str]:
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(_given(model)))
-    session = _session(probe, threads)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(given_names(model)))
+    session = unoptimised(probe, threads)
     return [value.name for value in (*session.get_inputs(), *session.get_outputs()) if value.type == "tensor(float)"]
 
 
-def _given(model: onnx.ModelProto) -> Iterator[str]:
+def given_names(model: onnx.ModelProto) -> Iterator[str]:
+    """Names of what the outer graph's nodes give."""
     return (name for node in model.graph.node for name in node.output if name)
 
 
@@ -99,7 +100,7 @@ def _measuring(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return made
 
 
-def _session(model: onnx.ModelProto, threads: int) -> Any:
+def unoptimised(model: onnx.ModelProto, threads: int) -> Any:
     """A session that leaves the graph as it is, so that every tensor is there to be looked at."""
     import onnxruntime as ort
 

@@ -1,4 +1,4 @@
-"""What `--model` may be: FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a Hugging Face folder, a model in its local cache,
+"""What `--model` may be: FILE.py:FACTORY, MODULE:FACTORY, FILE.onnx, a saved program, a Hugging Face folder, a model in its local cache,
 or an example's name.
 
 Nothing is fetched: what isn't on this machine is an error that says how to get it.
@@ -29,29 +29,37 @@ HUB: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "bert_base": ("google-bert/bert-base-uncased", "bert-base-uncased"),
         "bert_large": ("google-bert/bert-large-uncased", "bert-large-uncased"),
         "distilbert": ("distilbert/distilbert-base-uncased", "distilbert-base-uncased"),
+        "distilroberta": ("distilbert/distilroberta-base", "distilroberta-base"),
+        "minilm": ("sentence-transformers/all-MiniLM-L6-v2",),
+        "minilm_l12": ("sentence-transformers/all-MiniLM-L12-v2",),
+        "mpnet_base": ("sentence-transformers/all-mpnet-base-v2",),
         "roberta_base": ("FacebookAI/roberta-base", "roberta-base"),
     }
 )
 """Short names of models on the Hugging Face hub, each with its present name there and the one it had before."""
 
+PROGRAMS = (".pt2", ".ts", ".jit", ".torchscript")
+"""What torch.export saves, and what TorchScript is called by; a .pt is too often something else."""
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-_FORMS = "FILE.py:FACTORY or MODULE:FACTORY, as in nets.py:Net, FILE.onnx, a Hugging Face folder or ORGANISATION/MODEL"
+_FORMS = "FILE.py:FACTORY or MODULE:FACTORY, as in nets.py:Net, FILE.onnx, FILE.pt2, FILE.ts, a Hugging Face folder or ORGANISATION/MODEL"
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def find_model(text: str, folder: Path, project: Path = PROJECT) -> ModelRef:
     """The model that `text` names, seen from `folder`. Raises PlanError that lists what can be given."""
-    if text in EXAMPLES:
+    if text in EXAMPLES and (text not in HUB or (project / EXAMPLES[text].partition(":")[0]).is_file()):
         return _example(text, project)
     if text and (folder / text / "config.json").is_file():
         return ModelRef(text, "make", (), hub=(folder / text).resolve())
     if text in HUB or _HUB_NAME.fullmatch(text):
         return ModelRef(text, "make", (), hub=_cached(text, HUB.get(text, (text,))))
-    if text.endswith(".onnx"):
+    if text.endswith((".onnx", *PROGRAMS)):
         path = (folder / text).resolve()
         if not path.is_file():
             raise PlanError(f"--model {text}: no file {path}")
-        return ModelRef(path.name, "make", (), onnx=path)
+        onnx = path.suffix == ".onnx"
+        return ModelRef(path.name, "make", (), onnx=path if onnx else None, program=None if onnx else path)
     where, colon, factory = text.rpartition(":")
     if not colon:
         if text.endswith(".py"):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.plan import OPSET, ExportError, Plan
+from exporters.plan import DYNAMO_OPSET, OPSET, ExportError, Plan
 from server.tensors import TensorSpec, dtype_of
 
 CHILD = Path(__file__).with_name("trace_child.py")
@@ -54,7 +54,8 @@ class Traced:
     """A traced model: the ONNX file, its tensors as PyTorch showed them, and where the parity samples lie.
 
     `unbatched` says why rows can't share a run, None where they can. `warnings` are the tracer's: places of the user's code
-    where a Python value was taken for a constant. `code` is the file that holds the factory.
+    where a Python value was taken for a constant. `code` is the file that holds the factory. `key` is what the trace may be kept by,
+    "" where it mayn't; `reused` says that it was.
     """
 
     file: Path
@@ -67,10 +68,12 @@ class Traced:
     code: Path | None
     torch: str
     calibration_batches: int = 0
-    calibration_declared: bool = False
+    calibration_origin: str = "made from the example"
+    key: str = ""
+    reused: bool = False
 
     def calibration(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """The rows to calibrate on that the child left, batch by batch: the module's own, or made from the example."""
+        """The rows to calibrate on that the child left, batch by batch; none is one of the parity samples'."""
         with np.load(self.samples_file.with_name("calibration.npz"), allow_pickle=False) as arrays:
             for batch in range(self.calibration_batches):
                 yield {spec.name: arrays[f"{batch}.in.{index}"] for index, spec in enumerate(self.inputs)}
@@ -84,12 +87,13 @@ class Traced:
                 yield Sample(rows, inputs, outputs)
 
 
-def trace(plan: Plan, folder: Path, on_stage: Callable[[str], None]) -> Traced:
-    """Trace plan.model into `folder`, which must be empty; `on_stage` is told in words what the child does.
+def trace(plan: Plan, folder: Path, on_stage: Callable[[str], None], finished: Path | None = None) -> Traced:
+    """Trace plan.model into `folder`, which must be empty; `on_stage` is told in words what the child does. One that's in `finished`
+    already, by the hash of all that it comes from, is used again.
 
     Raises ExportError: which stage failed, why, and where in the user's code. The child is gone when this returns or raises.
     """
-    (folder / "job.json").write_text(json.dumps(_job(plan)))
+    (folder / "job.json").write_text(json.dumps(_job(plan, finished)))
     code = _run_child(plan, folder, on_stage)
     try:
         result = json.loads((folder / "result.json").read_text())
@@ -101,12 +105,18 @@ def trace(plan: Plan, folder: Path, on_stage: Callable[[str], None]) -> Traced:
     return _traced(plan, folder, result)
 
 
-def _job(plan: Plan) -> dict[str, Any]:
+KEPT = ("model.onnx", "parity.npz", "calibration.npz", "result.json")
+"""The files of a finished trace."""
+
+
+def _job(plan: Plan, finished: Path | None) -> dict[str, Any]:
     model = plan.model
     return {
         "file": str(model.file) if model.file else None,
         "module": model.module,
         "onnx": str(model.onnx) if model.onnx else None,
+        "program": str(model.program) if model.program else None,
+        "finished": str(finished) if finished else None,
         "hub": str(model.hub) if model.hub else None,
         "factory": model.factory,
         "folders": [str(folder) for folder in model.folders],
@@ -115,8 +125,11 @@ def _job(plan: Plan) -> dict[str, Any]:
         "dynamic": plan.dynamic and {name: dict(axes) for name, axes in plan.dynamic.items()},
         "output_names": plan.output_names,
         "seed": plan.seed,
-        "opset": OPSET,
-        "calibrate": plan.calibrates and plan.calibration is None,
+        "opset": DYNAMO_OPSET if plan.exporter == "dynamo" else OPSET,
+        "dynamo": plan.exporter == "dynamo",
+        "name": plan.name,
+        "calibrate": plan.calibrates and (plan.calibration is None or plan.calibration.is_dir()),
+        "calibration": str(plan.calibration.resolve()) if plan.calibration and plan.calibration.is_dir() else None,
     }
 
 
@@ -189,7 +202,9 @@ def _traced(plan: Plan, folder: Path, result: dict[str, Any]) -> Traced:
         code=code if code and code.is_file() else None,
         torch=result["torch"],
         calibration_batches=result.get("calibration", 0),
-        calibration_declared=result.get("calibration_declared", False),
+        calibration_origin=result.get("calibration_origin", ""),
+        key=result.get("key", ""),
+        reused=result.get("reused", False),
     )
 
 

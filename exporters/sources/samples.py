@@ -36,6 +36,10 @@ class RowStream:
         self._rows = len(next(iter(example.values())))
         self._next = 0
 
+    def skip_example(self) -> None:
+        """From here on only rows that were made."""
+        self._next = max(self._next, self._rows)
+
     def take(self, rows: int) -> Arrays:
         """The next `rows` rows of every input."""
         index = np.arange(self._next, self._next + rows)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from .samples import Arrays
-from .trace_state import RefusedError
+from .trace_state import Program, RefusedError
 
 USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError)
 """What a forward raises where it can't take an input."""
@@ -82,13 +82,25 @@ class Call:
         with torch.no_grad():
             return [tensor.detach().cpu().numpy().copy() for tensor in self.traceable(*self.tensors(arrays))]
 
+    def exported(self) -> nn.Module:
+        """What the exporter is given: a script it takes as it is, for a script can't be traced inside another module."""
+        model = self.traceable.model
+        return model.inner if isinstance(model, Program) and isinstance(model.inner, torch.jit.ScriptModule) else self.traceable
+
+    def input_order(self) -> tuple[str, ...]:
+        """The inputs as `exported` takes them."""
+        model = self.traceable.model
+        if self.exported() is self.traceable or not isinstance(model, Program):
+            return tuple(self.example)
+        return tuple(name for name in model.input_names if name in self.example)
+
     def tensors(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(arrays[name]) for name in self.example)
 
 
 def bind(model: nn.Module, example: Arrays) -> Call:
     """Match the example's names with forward's parameters: by keyword where they agree, by position for a single other name."""
-    parameters = [part for name, part in inspect.signature(model.forward).parameters.items() if name != "self"]
+    parameters = _parameters(model)
     plain = [part for part in parameters if part.kind in (part.POSITIONAL_OR_KEYWORD, part.KEYWORD_ONLY)]
     names = [part.name for part in plain]
     needed = [part.name for part in plain if part.default is part.empty]
@@ -107,12 +119,28 @@ def bind(model: nn.Module, example: Arrays) -> Call:
     raise RefusedError(f"the example's names don't fit: it has {', '.join(example)}; forward takes ({', '.join(names)})")
 
 
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """Those of forward, or of the module that a program was traced from."""
+    if isinstance(model, Program):
+        return [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in model.input_names]
+    return [part for name, part in inspect.signature(model.forward).parameters.items() if name != "self"]
+
+
 def _unnamed(example: Arrays) -> bool:
     return list(example) == [f"arr_{index}" for index in range(len(example))]
 
 
+@dataclass(frozen=True)
+class Written:
+    """How the file is to be written: its opset, and by which of torch's exporters."""
+
+    path: Path
+    opset: int
+    dynamo: bool = False
+
+
 def write_onnx(
-    call: Call, arrays: Arrays, outputs: tuple[str, ...], symbols: dict[str, dict[int, str]], path: Path, opset: int
+    call: Call, arrays: Arrays, outputs: tuple[str, ...], symbols: dict[str, dict[int, str]], to: Written
 ) -> list[tuple[str, int, str]]:
     """Trace the call on `arrays` and write the file. `symbols` names the axes that vary.
 
@@ -121,15 +149,23 @@ def write_onnx(
     logging.disable(logging.CRITICAL)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        torch.onnx.export(
-            call.traceable,
-            call.tensors(arrays),
-            str(path),
-            input_names=list(call.example),
+        program = torch.onnx.export(
+            call.exported(),
+            tuple(torch.tensor(arrays[name]) for name in call.input_order()),
+            None if to.dynamo else str(to.path),
+            input_names=list(call.input_order()),
             output_names=list(outputs),
-            dynamic_axes=symbols,
-            opset_version=opset,
-            dynamo=False,
+            opset_version=to.opset,
+            **(_by_dynamo(call, symbols) if to.dynamo else {"dynamic_axes": symbols, "dynamo": False}),
         )
+        if program is not None:
+            program.save(str(to.path), external_data=False)
     found = [(w.filename, w.lineno, str(w.message).split(".")[0]) for w in caught if issubclass(w.category, TracerWarning)]
     return list(dict.fromkeys(found))
+
+
+def _by_dynamo(call: Call, symbols: dict[str, dict[int, str]]) -> dict[str, Any]:
+    """The options of the newer exporter. Axes are told to it by position, for forward here takes any number of tensors."""
+    dims = {symbol: torch.export.Dim.DYNAMIC for axes in symbols.values() for symbol in axes.values()}
+    shapes = tuple({axis: dims[symbol] for axis, symbol in symbols.get(name, {}).items()} for name in call.example)
+    return {"dynamic_shapes": (shapes,), "dynamo": True, "verbose": False, "optimize": True}

@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -56,6 +57,14 @@ def load_file(path: Path, name: str) -> ModuleType:
     return module
 
 
+class ReusedError(Exception):
+    """Not a failure: all that was left to do had been done before, and `result` is what it came to."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__("reused")
+        self.result = result
+
+
 class Stages:
     """Which stage runs: written to a file, so that the parent can name it for a process that was killed."""
 
@@ -69,7 +78,7 @@ class Stages:
         self._file.write_text(stage)
         try:
             yield
-        except StageError:
+        except (StageError, ReusedError):
             raise
         except SystemExit as error:
             raise StageError(stage, f"the code called exit({error.code!r})", self.place(error)) from error
@@ -80,6 +89,11 @@ class Stages:
         """The innermost line of the user's code in the traceback, as `nets.py:12 in forward`."""
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if self.is_theirs(frame.filename)]
         return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+    def sources(self) -> list[Path]:
+        """The files of the user's code that was imported."""
+        files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+        return [Path(file) for file in files if file and self.is_theirs(file) and Path(file).is_file()]
 
     def is_theirs(self, filename: str) -> bool:
         path = Path(filename).resolve()
@@ -101,6 +115,9 @@ def user_module(job: dict[str, Any]) -> ModuleType:
     if job["hub"]:
         made: ModuleType = own("trace_hub").module_of(Path(job["hub"]))
         return made
+    if job["program"]:
+        program: ModuleType = own("trace_state").program_module(Path(job["program"]))
+        return program
     sys.argv = [job["file"] or job["module"]]
     if job["file"]:
         path = Path(job["file"])
@@ -127,12 +144,23 @@ def declared(module: ModuleType, name: str) -> Any:
     return function() if callable(function) else None
 
 
-def calibrate(module: ModuleType, study: Any, seed: int, path: Path) -> dict[str, Any]:
-    """Write the rows that precisions are calibrated on: the module's own, else made from the example."""
-    state, studying = own("trace_state"), own("trace_study")
-    given = declared(module, "calibration")
-    rows = None if given is None else state.as_arrays(given)
-    return {"calibration": studying.save_calibration(study, rows, seed, path), "calibration_declared": rows is not None}
+def holds(job: dict[str, Any], module: ModuleType) -> bool:
+    """Whether rows of the example are to be held back: only where none are given to calibrate on."""
+    return job["calibrate"] and not job["calibration"] and not hasattr(module, "calibration")
+
+
+def calibrate(module: ModuleType, study: Any, job: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write the rows that precisions are calibrated on: a folder's, the module's own, else the example's or made from it."""
+    calibrating = own("trace_calibration")
+    if job["calibration"]:
+        folder, preprocess = Path(job["calibration"]), getattr(module, "preprocess", None)
+        rows = calibrating.from_folder(folder, preprocess, study.call.example, job["name"])
+        batches, origin = calibrating.save_calibration(study, rows, 0, path, f"--calibration {folder.name}")
+    else:
+        given = declared(module, "calibration")
+        rows = None if given is None else own("trace_state").as_arrays(given)
+        batches, origin = calibrating.save_calibration(study, rows, job["seed"] + 1, path)
+    return {"calibration": batches, "calibration_origin": origin}
 
 
 def user_model(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[ModuleType, Any, list[tuple[str, int, str]]]:
@@ -151,13 +179,33 @@ def user_model(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[Modul
         given = state.read_example(Path(job["example"])) if job["example"] else declared(module, "example")
         call = tracing.bind(model, state.as_arrays(given))
         axes = studying.checked_axes(job["dynamic"] or declared(module, "dynamic") or {}, call.example)
+        key = reuse(job, folder, module, call, stages)
     with stages.enter("forward"):
-        study = studying.study(call, axes, job["output_names"], job["seed"])
+        study = studying.study(call, axes, job["output_names"], job["seed"], holds(job, module))
+        study.key = key
     with stages.enter("trace"):
-        caught = tracing.write_onnx(
-            call, studying.traced_inputs(study), study.outputs, study.symbols(), folder / "model.onnx", job["opset"]
-        )
+        written = tracing.Written(folder / "model.onnx", job["opset"], job["dynamo"])
+        caught = tracing.write_onnx(call, studying.traced_inputs(study), study.outputs, study.symbols(), written)
     return module, study, caught
+
+
+def reuse(job: dict[str, Any], folder: Path, module: ModuleType, call: Any, stages: Stages) -> str:
+    """What a trace of just this model with just this job is kept by, "" where none is. Raises ReusedError where there's one."""
+    if not job["finished"] or job["calibration"]:
+        return ""
+    state = own("trace_state")
+    arrays = dict(call.example)
+    if job["calibrate"] and (given := declared(module, "calibration")) is not None:
+        arrays |= {f"calibration.{name}": array for name, array in state.as_arrays(given).items()}
+    files = [*stages.sources(), *Path(__file__).parent.glob("*.py"), *([Path(job["program"])] if job["program"] else [])]
+    asked = {name: job[name] for name in ("dynamic", "output_names", "seed", "opset", "dynamo", "calibrate", "factory")}
+    key: str = state.work_key(call.traceable.model, arrays, files, json.dumps(asked, default=str))
+    before = Path(job["finished"]) / key
+    if (before / "result.json").is_file():
+        for path in before.iterdir():
+            shutil.copyfile(path, folder / path.name)
+        raise ReusedError(json.loads((before / "result.json").read_text()))
+    return key
 
 
 def onnx_file(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[ModuleType, Any]:
@@ -169,7 +217,7 @@ def onnx_file(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[Module
         call = reading.open_call(path, given)
         axes = studying.checked_axes(job["dynamic"] or reading.axes(call), call.example)
     with stages.enter("forward"):
-        study = studying.study(call, axes, [], job["seed"])
+        study = studying.study(call, axes, [], job["seed"], job["calibrate"] and not job["calibration"])
     with stages.enter("trace"):
         reading.copy(path, folder / "model.onnx")
     return ModuleType(path.stem), study
@@ -189,8 +237,9 @@ def work(job: dict[str, Any], folder: Path, stages: Stages) -> dict[str, Any]:
         result = found.result()
     if job["calibrate"]:
         with stages.enter("calibration"):
-            result |= calibrate(module, found, job["seed"] + 1, folder / "calibration.npz")
+            result |= calibrate(module, found, job, folder / "calibration.npz")
     warnings = [f"{Path(file).name}:{line}: {text}" for file, line, text in caught if stages.is_theirs(file)]
+    result["key"] = found.key
     return {**result, "warnings": warnings, "code": getattr(module, "__file__", None), "torch": state.TORCH_VERSION}
 
 
@@ -206,6 +255,8 @@ def main(folder: Path) -> None:
     stages = Stages(folder, tuple(Path(home).resolve() for home in job["folders"]))
     try:
         result = {"ok": True, **work(job, folder, stages)}
+    except ReusedError as reused:
+        result = {**reused.result, "reused": True}
     except StageError as failure:
         result = {"ok": False, "stage": failure.stage, "message": str(failure), "where": failure.where}
         traceback.print_exc()

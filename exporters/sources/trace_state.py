@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,6 +29,79 @@ _FACTORY = "expected a function or class that takes no arguments and gives a tor
 
 class RefusedError(Exception):
     """What the user gave can't be used; the message stands by itself."""
+
+
+class Program(nn.Module):
+    """A program that was traced before (torch.export's, or TorchScript), called as the module that it was. It stays in its mode."""
+
+    def __init__(self, inner: Callable[..., Any], input_names: tuple[str, ...], keywords: frozenset[str]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.input_names = input_names
+        self._keywords = keywords
+
+    def forward(self, *tensors: Tensor, **named: Tensor) -> Any:
+        given = dict(zip(self.input_names, tensors, strict=False)) | named
+        plain = [given[name] for name in self.input_names if name in given and name not in self._keywords]
+        return self.inner(*plain, **{name: given[name] for name in self._keywords if name in given})
+
+    def train(self, mode: bool = True) -> Self:
+        return self
+
+
+def program_module(path: Path) -> ModuleType:
+    """A module with the program as `make`; of torch.export's also what it was exported with, and the axes that it left open."""
+    module = ModuleType(path.stem)
+    if path.suffix == ".pt2":
+        found = _load_exported(path)
+        vars(module)["make"] = lambda: Program(
+            found.module(), _input_names(found), frozenset(found.example_inputs[1] if _has(found) else ())
+        )
+        if _has(found):
+            vars(module)["example"] = lambda: dict(zip(_input_names(found), _example_inputs(found), strict=True))
+        vars(module)["dynamic"] = lambda: _open_axes(found)
+        return module
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise RefusedError(f"{path.name} isn't a TorchScript file: {str(error).strip().splitlines()[0][:200]}") from error
+    names = tuple(argument.name for argument in script.forward.schema.arguments[1:])
+    vars(module)["make"] = lambda: Program(script.eval(), names, frozenset())
+    return module
+
+
+def _load_exported(path: Path) -> Any:
+    try:
+        return torch.export.load(path)
+    except (RuntimeError, ValueError, OSError, KeyError, AssertionError, zipfile.BadZipFile) as error:
+        raise RefusedError(f"{path.name} isn't a program that torch.export.save wrote: {str(error).strip()[:200]}") from error
+
+
+def _has(found: Any) -> bool:
+    return found.example_inputs is not None
+
+
+def _input_names(found: Any) -> tuple[str, ...]:
+    return tuple(found.graph_signature.user_inputs)
+
+
+def _example_inputs(found: Any) -> list[Any]:
+    plain, named = found.example_inputs
+    return [*plain, *named.values()]
+
+
+def _open_axes(found: Any) -> dict[str, dict[int, int | None]]:
+    """The axes beside the first that a program leaves open, with their greatest length."""
+    axes: dict[str, dict[int, int | None]] = {}
+    for node in found.graph.nodes:
+        if node.op == "placeholder" and node.name in _input_names(found):
+            for axis, size in enumerate(node.meta["val"].shape):
+                if axis and not isinstance(size, int):
+                    most = found.range_constraints[size.node.expr].upper
+                    axes.setdefault(node.name, {})[axis] = int(most) if most.is_Integer else None
+    return axes
 
 
 def as_module(made: Any) -> nn.Module:
@@ -120,6 +196,20 @@ def _faults(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f", … ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+
+
+def work_key(model: nn.Module, arrays: Mapping[str, NDArray[Any]], files: Iterable[Path], more: str) -> str:
+    """A hash of all that a trace comes from: the weights as they are loaded, arrays, the files' content, and a text."""
+    digest = hashlib.sha256(f"{TORCH_VERSION}\n{model}\n{more}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name, array in arrays.items():
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for path in sorted(files):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def read_example(path: Path) -> Any:

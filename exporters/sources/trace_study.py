@@ -25,9 +25,8 @@ MOST_ROWS = 256
 MOST_BYTES = 64 * 2**20
 MOST_SECONDS = 8.0
 WHOLE_RUNS = 6
-CALIBRATION_ROWS = 64
-CALIBRATION_BATCH = 8
-CALIBRATION_BYTES = 64 * 2**20
+HOLD_FROM = 24
+"""An example of as many rows can spare half of them: what precisions are calibrated on isn't what they're proved by."""
 TRIAL_ROWS = (1, 2, 5)
 TRACED_ROWS = 2
 HEAD_ROWS = 64
@@ -44,13 +43,27 @@ class Run(NamedTuple):
 
 @dataclass
 class Study:
-    """What was learned of the model: its runs (inputs, outputs, rows), and how its axes behave."""
+    """What was learned of the model: its runs (inputs, outputs, rows), and how its axes behave.
+
+    `holds` says that every second row of the example is held back from the runs, to calibrate on. `key`
+    is what the whole is kept by, for another export to use again.
+    """
 
     call: Call
     outputs: tuple[str, ...]
     lengths: Lengths
     unbatched: str | None
+    holds: bool = False
     runs: list[Run] = field(default_factory=list)
+    key: str = ""
+
+    def proof_rows(self) -> Arrays:
+        """The example's rows that the runs may have."""
+        return {name: array[::2] if self.holds else array for name, array in self.call.example.items()}
+
+    def held_rows(self) -> Arrays | None:
+        """The other ones, None where none are held back."""
+        return {name: array[1::2] for name, array in self.call.example.items()} if self.holds else None
 
     def save(self, path: Path) -> None:
         """An npz of `RUN.in.INPUT` and `RUN.out.OUTPUT`, all by index."""
@@ -128,8 +141,11 @@ def checked_axes(declared: Any, example: Arrays) -> Axes:
     return found
 
 
-def study(call: Call, axes: Axes, output_names: list[str], seed: int) -> Study:
-    """Run the model on its example and on batches made from it. Raises RefusedError where it can't be exported."""
+def study(call: Call, axes: Axes, output_names: list[str], seed: int, hold: bool = False) -> Study:
+    """Run the model on its example and on batches made from it. Raises RefusedError where it can't be exported.
+
+    `hold`: every second row of a long enough example stays out of the runs.
+    """
     head = _head(call.example)
     first = _first_answer(call, head)
     outputs = _named(call, output_names)
@@ -141,7 +157,8 @@ def study(call: Call, axes: Axes, output_names: list[str], seed: int) -> Study:
                 f"output {name!r} differs between two runs on the same input: a model that draws random numbers can't be proved"
             )
     unbatched = why_unbatched(call, outputs)
-    found = Study(call, outputs, Lengths(call.example, axes, batched=unbatched is None), unbatched)
+    holds = hold and unbatched is None and len(next(iter(call.example.values()))) >= HOLD_FROM
+    found = Study(call, outputs, Lengths(call.example, axes, batched=unbatched is None), unbatched, holds)
     _check_lengths(found)
     try:
         found.runs = list(_runs(found, seed, perturb=True))
@@ -233,8 +250,9 @@ def _runs(found: Study, seed: int, perturb: bool) -> Iterator[Run]:
             inputs = lengths.apply(shaken(call.example, run if perturb else 0), next(cycle))
             yield Run(inputs, call.answer(inputs), 1)
         return
-    stream = RowStream(call.example, seed, lengths.exchangeable(), perturb)
-    budget = _Budget(max(MOST_ROWS, len(next(iter(call.example.values())))))
+    example = found.proof_rows()
+    stream = RowStream(example, seed, lengths.exchangeable(), perturb)
+    budget = _Budget(max(MOST_ROWS, len(next(iter(example.values())))))
     while rows := budget.next_batch():
         inputs = lengths.apply(stream.take(rows), next(cycle))
         outputs = call.answer(inputs)
@@ -243,49 +261,6 @@ def _runs(found: Study, seed: int, perturb: bool) -> Iterator[Run]:
     for other in lengths.trials():
         inputs = lengths.apply(stream.take(1), other)
         yield Run(inputs, call.answer(inputs), 1)
-
-
-def save_calibration(found: Study, declared: Arrays | None, seed: int, path: Path) -> int:
-    """Write the rows to calibrate on, an npz of `BATCH.in.INPUT` by index: the declared ones, else rows made from the example,
-    other ones than the proof's. Returns how many batches."""
-    arrays: Arrays = {}
-    batches = 0
-    for batch in _calibration(found, declared, seed):
-        arrays |= {f"{batches}.in.{index}": array for index, array in enumerate(batch.values())}
-        batches += 1
-        if sum(array.nbytes for array in arrays.values()) > CALIBRATION_BYTES:
-            break
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    return batches
-
-
-def _calibration(found: Study, declared: Arrays | None, seed: int) -> Iterator[Arrays]:
-    if declared is not None:
-        yield from _declared_batches(found, declared)
-    elif found.unbatched is not None:
-        for run in range(WHOLE_RUNS):
-            yield shaken(found.call.example, seed + run)
-    else:
-        stream = RowStream(found.call.example, seed, found.lengths.exchangeable())
-        for _ in range(CALIBRATION_ROWS // CALIBRATION_BATCH):
-            yield stream.take(CALIBRATION_BATCH)
-
-
-def _declared_batches(found: Study, declared: Arrays) -> Iterator[Arrays]:
-    example = found.call.example
-    for name, array in example.items():
-        given = declared.get(name)
-        if given is None or given.dtype != array.dtype or given.ndim != array.ndim:
-            has = "nothing" if given is None else f"{given.dtype} {list(given.shape)}"
-            raise RefusedError(f"calibration() gives {has} for {name!r}; the example has {array.dtype} {list(array.shape)}")
-        if given.dtype.kind == "f" and not np.isfinite(given).all():
-            raise RefusedError(f"calibration() gives NaN or infinities for {name!r}")
-    if found.unbatched is not None:
-        yield {name: declared[name] for name in example}
-        return
-    for start in range(0, len(next(iter(declared.values()))), CALIBRATION_BATCH):
-        yield {name: declared[name][start : start + CALIBRATION_BATCH] for name in example}
 
 
 class _Budget:

@@ -13,7 +13,8 @@ from exporters.precision import quantize, sensitivity
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.quantize import Scheme
 from exporters.precision.ranges import Range, observe
-from exporters.proof import judge
+from exporters.proof import choose_by
+from exporters.rows.arrays import digest
 
 
 class EightBits:
@@ -30,17 +31,20 @@ class EightBits:
         self.schemes = quantize.schemes(draft.plan.target, draft.base.graph.operators, draft.plan.level)
 
     def made(self, scheme: Scheme, kept: tuple[str, ...] = ()) -> Candidate:
-        """The graph that a scheme makes, judged: its failures say why it can't be used."""
+        """The graph that a scheme makes, judged on the rows that choose: its failures say why it can't be used."""
         draft = self._draft
         draft.reporter.detail(f"{scheme.method}{f', {len(kept)} nodes in FP32' if kept else ''}")
         self._count += 1
         file = draft.path(f"int8-{self._count}")
-        quantize.quantize(self._prepared, file, scheme, self._scales_of(scheme), kept)
+        means = ("int8", scheme.method, kept, digest(self._rows.batches), *draft.tools)
+        draft.finished.file(
+            file, self._prepared, means, lambda: quantize.quantize(self._prepared, file, scheme, self._scales_of(scheme), kept)
+        )
         graph = to_onnx.check(file)
         nodes = draft.base.nodes | {"quantized": graph.nodes}
         made = Candidate("int8", scheme.method, draft.base.level, file, graph, nodes, kept, calibrated=scheme.calibrator is not None)
         self._schemes[scheme.method] = scheme
-        judge(draft, made)
+        choose_by(draft, made)
         return made
 
     def sparing(self, nearest: Candidate) -> Candidate | None:

@@ -14,7 +14,8 @@ from exporters.proof import prove
 from server.backends.cuda import Gpu, open_gpu
 from server.backends.trt.library import load
 from server.errors import ModelDefect
-from server.repository.model_config import Batching, read_model_config
+from server.repository.configs.reading import read_model_config
+from server.repository.model_config import Batching
 
 DEVICE = "cuda:0"
 UNPROVEN = "TensorRT engines are unproven on a GPU until docs/proofs/ holds a proof (make gpu-check)"

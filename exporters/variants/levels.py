@@ -62,7 +62,7 @@ def settle(draft: Draft, tried: Sequence[Candidate]) -> Candidate:
     holding = [made for made in tried if not made.failures]
     if draft.plan.target == "cpu":
         time_together(draft, holding)
-        chosen = holding[fastest([made.seconds for made in holding])]
+        chosen = holding[fastest([made.runs for made in holding])]
         said = "kept"
     else:
         chosen, said = holding[-1], "kept, though not timed: its device isn't here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from exporters.draft import Candidate, Draft
@@ -10,17 +11,22 @@ from exporters.formats import to_onnx
 from exporters.optimize.fuse import DOMAIN
 from exporters.parity import measure
 from exporters.plan import ExportError
-from exporters.precision import cast
-from exporters.precision.calibration import calibration_set
+from exporters.precision import cast, layers
+from exporters.precision.calibration import calibration_set, held_out
 from exporters.precision.ranges import observe
-from exporters.proof import judge
+from exporters.proof import answered, choose_by, prove
 from exporters.variants import levels
 from exporters.variants.eight_bits import EightBits
 
 
 def learn_ranges(draft: Draft) -> None:
-    """Read the calibration rows and run the FP32 graph on them. Raises ExportError where they don't fit the model."""
-    draft.calibration = calibration_set(draft.plan.calibration, draft.traced, draft.inputs)
+    """Read the calibration rows, keep the proof's out, and run the FP32 graph on them. Raises ExportError where they don't fit."""
+    found = calibration_set(draft.plan.calibration, draft.traced, draft.inputs)
+    apart = held_out(found, draft.traced, draft.labelled.keys() if draft.labelled else ())
+    if apart.rows < found.rows:
+        draft.reporter.note(f"{found.rows - apart.rows} of {found.rows} rows to calibrate on are the proof's: they're left out")
+    draft.calibration, choosing = apart.halves()
+    draft.choosing = answered(draft, choosing)
     draft.ranges = observe(draft.base.file, draft.calibration.batches, measure.threads())
 
 
@@ -55,7 +61,7 @@ def _fp16(draft: Draft) -> Candidate:
         if not made.failures:
             return made
         failures = made.failures
-    raise refusal(draft, "fp16", failures)
+    raise refusal(draft, made, failures)
 
 
 def _cast(draft: Draft, source: Candidate) -> Candidate:
@@ -65,11 +71,11 @@ def _cast(draft: Draft, source: Candidate) -> Candidate:
     ways = list(dict.fromkeys(cast.out_of_range(source.file, ranges, saturate) for saturate in (True, False)))
     for number, kept in enumerate(ways):
         file = draft.path(f"fp16-{source.level}-{number}")
-        cast.cast(source.file, file, kept)
+        draft.finished.file(file, source.file, ("fp16", kept, *draft.tools), partial(cast.cast, source.file, file, kept))
         graph = to_onnx.check(file, domains=(DOMAIN,) if source.level > draft.base.level else ())
         method = f"cast to FP16, {source.method}" if source is draft.fused else "cast to FP16"
         made = Candidate("fp16", method, source.level, file, graph, source.nodes | {"cast": graph.nodes}, kept, calibrated=True)
-        if judge(draft, made):
+        if choose_by(draft, made) and prove(draft, made):
             break
     return made
 
@@ -77,17 +83,28 @@ def _cast(draft: Draft, source: Candidate) -> Candidate:
 def _int8(draft: Draft) -> Candidate:
     """By the scheme that differs least; where none holds, by the one that comes nearest, with as few nodes in FP32 as it takes.
 
-    All are judged by the proof's own rows, so the parity of the one that's kept is somewhat flattered by the choice.
+    All are judged by rows of their own; the one that's chosen must then hold on the proof's, which nothing was chosen by.
     """
     eight = EightBits(draft)
     tried = [eight.made(scheme) for scheme in eight.schemes]
     holding = [made for made in tried if not made.failures]
     if holding and draft.plan.level >= 4:
-        return levels.settle(draft, tried)
+        chosen = levels.settle(draft, tried)
+    else:
+        chosen = _nearest(draft, eight, tried)
+    if not prove(draft, chosen):
+        rows = sum(sample.rows for sample in draft.choosing)
+        raise refusal(draft, chosen, [f"it holds on the {rows} rows that chose it, but not on the proof's: {'; '.join(chosen.failures)}"])
+    return chosen
+
+
+def _nearest(draft: Draft, eight: EightBits, tried: list[Candidate]) -> Candidate:
+    """The one that differs least, nodes put back to FP32 where none holds. Raises ExportError where that doesn't do."""
+    holding = [made for made in tried if not made.failures]
     nearest = min(holding or tried, key=lambda made: made.error)
     chosen = nearest if holding else eight.sparing(nearest)
     if chosen is None:
-        raise refusal(draft, "int8", nearest.failures)
+        raise refusal(draft, nearest, nearest.failures)
     chosen.tried = tuple(made.record(_verdict(made, chosen)) for made in [*tried, *([] if chosen in tried else [chosen])])
     return chosen
 
@@ -98,13 +115,23 @@ def _verdict(made: Candidate, chosen: Candidate) -> str:
     return "; ".join(made.failures) or "holds its gate, but differs more"
 
 
-def refusal(draft: Draft, precision: str, failures: list[str]) -> ExportError:
-    """What to say of a precision that can't be made."""
+def refusal(draft: Draft, made: Candidate, failures: list[str]) -> ExportError:
+    """What to say of a precision that can't be made: by how much, and which node's answer is the first that's far off."""
+    precision = made.precision
+    where = _diverging(draft, made)
     others = ",".join(other for other in draft.plan.precisions if other != precision) or "fp32"
     return ExportError(
-        f"{draft.plan.model.label}: {precision} isn't the same model: {'; '.join(failures)}; "
+        f"{draft.plan.model.label}: {precision} isn't the same model: {'; '.join(failures)}; {f'{where}; ' if where else ''}"
         f"--precisions {others} does without{draft.suspects()}"
     )
+
+
+def _diverging(draft: Draft, made: Candidate) -> str:
+    row = {name: array[:1] if draft.traced.unbatched is None else array for name, array in draft.choosing[0].inputs.items()}
+    try:
+        return layers.told(layers.layers(draft.base.file, made.file, row, measure.threads()), draft.gate(made).relative / 2)
+    except ExportError:
+        return ""  # a graph that doesn't run at all: its failures say so
 
 
 MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16, "int8": _int8})

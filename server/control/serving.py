@@ -27,6 +27,7 @@ from server.metrics.recorder import Recorder
 from server.padding import NO_PADDING
 from server.repository.loader import Loadable
 from server.router.table import ServedVersion, ServingTable, State
+from server.sequences import Sequences
 
 
 class Serving:
@@ -62,7 +63,10 @@ class Serving:
             filename=spec.path.name,
             device=spec.device,
         )
-        served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, "" if warmup.batched else proved or warmup.why))))
+        unbatched = "" if warmup.batched else proved or warmup.why
+        served.note = served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, unbatched))))
+        if config.sequence is not None:
+            served.front = Sequences(engine, config.sequence)
         self._gauges(served, engine)
         if opened.lanes[0].kind != "inline":
             device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought
@@ -88,14 +92,13 @@ class Serving:
 
     def _watch(self, served: ServedVersion, supervisor: Supervisor) -> None:
         """Tell what becomes of process lanes, and take the version off the table while none of them lives."""
-        ready = served.reason
 
         def on_event(event: str, facts: dict[str, Any]) -> None:
             self._journal.lifecycle(event, model=served.model, version=served.version, **facts)
             self._recorder.ring.lane((monotonic(), str(facts.get("lane", f"{served.model}/{served.version}")), event))
             if event in ("lanes_down", "lanes_up") and self._table.version(served.model, served.version) is served:
                 served.state = State.READY if event == "lanes_up" else State.UNAVAILABLE
-                served.reason = ready if event == "lanes_up" else f"lane restarting: {facts['why']}"
+                served.reason = served.note if event == "lanes_up" else f"lane restarting: {facts['why']}"
                 self._table.put(served)
 
         supervisor.on_event = on_event

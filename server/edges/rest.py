@@ -1,4 +1,4 @@
-"""The cold HTTP edge: health, metadata and the repository index by FastAPI. It decides nothing.
+"""The cold HTTP edge: health and metadata by FastAPI; extensions have the rest. It decides nothing.
 
 …/infer is described here, for the document, and answered by infer_http.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import Body, FastAPI, Request, Response
@@ -15,8 +14,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 
 from server.config import VERSION, Settings
-from server.controlplane import ControlPlane
-from server.edges.extensions.route import Allow, JSONResponse, allowing, json_object
+from server.edges.extensions.route import Allow, JSONResponse, allowing
 from server.edges.http_errors import body_of, headers_of, status_of
 from server.errors import InvalidRequest, NotFound, TidegateError
 from server.explain import report
@@ -30,7 +28,8 @@ EXTENSIONS = [
     "classification",
     "generate",
     "model_configuration",
-    "model_repository(index)",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy(priority,timeout)",
     "system_shared_memory",
@@ -42,7 +41,7 @@ Request parameters: `timeout` (microseconds until the answer is worth nothing; 0
 `explain` (true puts the facts of the run into the answer's parameters), `binary_data_output`."""
 
 
-def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlPlane, ready: Callable[[], bool]) -> FastAPI:
+def build_rest(settings: Settings, gate: Gate, router: Router, ready: Callable[[], bool]) -> FastAPI:
     """The ASGI app. `ready` says whether the server takes requests (models loaded and not draining)."""
     app = FastAPI(
         title="tidegate",
@@ -54,7 +53,7 @@ def build_rest(settings: Settings, gate: Gate, router: Router, control: ControlP
 
     allow = allowing(gate)
     _health(app, allow, ready)
-    _server(app, allow, settings, control)
+    _server(app, allow, settings)
     _models(app, allow, router)
     _document(app, allow)
     _errors(app)
@@ -73,19 +72,11 @@ def _health(app: FastAPI, allow: Allow, ready: Callable[[], bool]) -> None:
         return JSONResponse({"ready": ready()}, 200 if ready() else 503)
 
 
-def _server(app: FastAPI, allow: Allow, settings: Settings, control: ControlPlane) -> None:
+def _server(app: FastAPI, allow: Allow, settings: Settings) -> None:
     @app.get("/v2", tags=["server"], summary="Server metadata")
     async def server_metadata(request: Request) -> Response:
         allow(request, Operation.METADATA)
         return JSONResponse({"name": settings.server_name, "version": VERSION, "extensions": EXTENSIONS})
-
-    @app.post("/v2/repository/index", tags=["repository"], summary="What the repository holds, and how each version is")
-    async def index(request: Request) -> Response:
-        allow(request, Operation.REPOSITORY_INDEX)
-        wish = await json_object(request)
-        if not isinstance(wish.get("ready", False), bool):
-            raise InvalidRequest('expected {} or {"ready": true}')
-        return JSONResponse([asdict(row) for row in control.index(wish.get("ready", False))])
 
 
 def _models(app: FastAPI, allow: Allow, router: Router) -> None:

@@ -12,6 +12,7 @@ from server.backends.base import VariantSpec
 from server.backends.registry import DEFAULT, EMULATED, PYTHON, TENSORRT
 from server.config import Settings
 from server.errors import ModelDefect
+from server.repository.configs.reading import config_path, read_model_config, said_wrong
 from server.repository.declare.fileless import emulated, ensemble, python
 from server.repository.declare.said import (
     Loadable,
@@ -23,9 +24,10 @@ from server.repository.declare.said import (
     said_value,
     spec_of,
 )
+from server.repository.declare.state import check_state, with_state_axes
 from server.repository.engines import engine_for, engine_options
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
-from server.repository.model_config import CONFIG_NAME, ModelConfig, read_model_config, said_wrong
+from server.repository.model_config import ModelConfig
 from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
@@ -70,7 +72,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     folder = entry.path / version
     if not folder.is_dir():
         raise ModelDefect(f"{folder}: no such folder, so there is no version {version} of model {entry.name!r}")
-    config = read_model_config(entry.path)
+    config = with_state_axes(read_model_config(entry.path, entry.over), entry.path)
     if config.emulate is not None or config.backend == EMULATED:
         return emulated(entry, version, config)
     if config.decoupled and config.backend != PYTHON:
@@ -95,6 +97,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         outputs=completed(entry, "outputs", found.outputs, config.outputs),
         options=found.options,
     )
+    check_state(entry.path, config, *found.declared)
     padding = padding_of(entry.path, config, *found.declared)
     trusted = manifest is not None or bool(axes_said(config))
     return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note)
@@ -107,7 +110,7 @@ def _proved(entry: Entry, folder: Path, config: ModelConfig, manifest: Manifest,
         return _exported(entry, folder, config, plain)
     engine, why = engine_for(manifest, plain.precision, device, config.batching.max_rows)
     if engine is None and config.backend == TENSORRT:
-        raise ModelDefect(f"{entry.path / CONFIG_NAME}: backend: {TENSORRT!r}: {why or f'{folder / MANIFEST_NAME} has no engine'}")
+        raise ModelDefect(f"{config_path(entry.path)}: backend: {TENSORRT!r}: {why or f'{folder / MANIFEST_NAME} has no engine'}")
     return replace(_exported(entry, folder, config, engine or plain), note=why)
 
 
@@ -117,7 +120,7 @@ def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) 
     named = [variant for variant in manifest.variants if wanted in (None, variant.precision) and variant.engine is None]
     if not named:
         have = ", ".join(variant.precision for variant in manifest.variants)
-        raise ModelDefect(f"{folder.parent / CONFIG_NAME}: precision.active: {wanted!r} isn't among those of {where}: {have}")
+        raise ModelDefect(f"{config_path(folder.parent)}: precision.active: {wanted!r} isn't among those of {where}: {have}")
     fitting = [variant for variant in named if _runs_on(variant, device)]
     if not fitting:
         made = ", ".join(f"{variant.precision} for {variant.target}" for variant in named)
@@ -135,7 +138,7 @@ def _runs_on(variant: Variant, device: str) -> bool:
 def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant) -> _Found:
     """A variant of the manifest, its file held to what the manifest says of it."""
     if config.backend not in (None, variant.backend):
-        said = f"{entry.path / CONFIG_NAME}: backend: {config.backend!r}"
+        said = f"{config_path(entry.path)}: backend: {config.backend!r}"
         raise ModelDefect(f"{said}, but {folder / MANIFEST_NAME} has {variant.backend!r} for {variant.precision}")
     path = checked_file(entry, folder / variant.file)
     size = path.stat().st_size
@@ -169,14 +172,15 @@ def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:
 
 def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
     """A model.onnx without a manifest: all is read from the file."""
-    if not (folder / BARE_NAME).exists():
+    name = config.file or BARE_NAME
+    if not (folder / name).exists():
         have = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter) or {BARE_NAME}; found {have}")
-    path = checked_file(entry, folder / BARE_NAME)
+        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter) or {name}; found {have}")
+    path = checked_file(entry, folder / name)
     file = read_onnx(path)
     check_external(path, file.external)
     if config.precision.active not in (None, file.precision):
-        said = f"{entry.path / CONFIG_NAME}: precision.active: {config.precision.active!r}"
+        said = f"{config_path(entry.path)}: precision.active: {config.precision.active!r}"
         raise ModelDefect(f"{said}, but {path} is {file.precision}; `tidegate export` makes other precisions of it")
     check_names(entry, "inputs", config.inputs, [value.name for value in file.inputs])
     check_names(entry, "outputs", config.outputs, [value.name for value in file.outputs])

@@ -39,6 +39,26 @@ class TensorEntry(_Part):
         return TensorSpec(self.name, self.datatype, self.shape, self.batch_axis, self.max_shape)
 
 
+class Task(_Part):
+    """What a labelled set says of a variant: the task's own metric, beside that of FP32 on the same rows.
+
+    `accuracy`: the share of rows whose best class is the label. `centroid`: the share of the odd rows whose nearest mean of a label's
+    even rows (as FP32 embeds them) is their label's. `error`: the mean distance from the label, over the labels' deviation.
+    `tolerance` is by how much it may be worse than FP32's; the other figures are against FP32's answers to these rows.
+    """
+
+    metric: Literal["accuracy", "centroid", "error"]
+    output: str
+    rows: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    value: float
+    reference: float
+    tolerance: float
+    cosine_mean: float
+    top1_disagreement: float | None = None
+    top1_upper95: float | None = None
+
+
 class Parity(_Part):
     """How far a variant is from PyTorch FP32 on held-out samples, as the worst of its outputs.
 
@@ -62,6 +82,7 @@ class Parity(_Part):
     confident_disagreement: float | None = None
     runtime: str | None = None
     device: str | None = None
+    task: Task | None = None
 
 
 class Latency(_Part):
@@ -83,10 +104,11 @@ class InputStatistics(_Part):
 
 
 class Calibration(_Part):
-    """The rows that a precision was calibrated on, by hash."""
+    """The rows that a precision was calibrated on, by hash. `chosen_by` other rows chose between what was made; neither are the proof's."""
 
     origin: str
     rows: int
+    chosen_by: int = 0
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     inputs: dict[str, InputStatistics]
 
@@ -94,6 +116,7 @@ class Calibration(_Part):
 class Tried(_Part):
     """One way that was tried to make a variant: what it came to, and whether it was kept.
 
+    Precisions were judged on rows of their own, not on the proof's; levels of FP32 on the proof's, for they must be equal.
     `seconds` are median seconds of a run by rows, measured in turns with the others; empty where it wasn't timed.
     """
 
@@ -171,6 +194,14 @@ class Source(_Part):
     code_sha256: str | None = None
 
 
+class Reference(_Part):
+    """Rows of the proof with the reference's answers, in an .npz beside the manifest: what `tidegate export verify` proves by."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: int
+
+
 class Manifest(_Part):
     """The whole file. `nodes` of a variant: counts as exported and after optimisation, by step.
 
@@ -183,6 +214,7 @@ class Manifest(_Part):
     source: Source
     tools: dict[str, str]
     unbatched: str | None = None
+    reference: Reference | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     def variant(self, precision: str) -> Variant | None:

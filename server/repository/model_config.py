@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from server.config import VERSION, Bytes, Seconds, Timeout
-from server.documents import Document, read_yaml
-from server.errors import ModelDefect
-from server.repository.declare.sections import PythonCode, Steps
+from server.documents import Document
+from server.repository.declare.sections import PythonCode, SequenceConfig, Steps
 from server.repository.emulation import Emulate
 from server.repository.model_values import BatchAxis, Buckets, Count, Datatype, PadAxes, PadValue, Policy, Rising, Rows, Shape
 from server.validation import KeyPath, nearest
@@ -30,7 +28,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "sequence", "cache", "recording", "signature"),
+        (): ("routing", "cache", "recording", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
     }
 )
@@ -132,6 +130,7 @@ class Versions(_Section):
     """Which versions are served."""
 
     policy: Policy = Field(default="latest", description="latest (the highest number), all, or a list of numbers.")
+    count: int = Field(default=1, ge=1, le=1024, description="With latest: how many versions, from the highest down.")
 
 
 class Lanes(_Section):
@@ -185,6 +184,12 @@ class ModelConfig(_Section):
     name: str | None = Field(default=None, max_length=255, description="The folder's name, where one wants to see it in the file.")
     description: str = Field(default="", max_length=4096, description="For people.")
     backend: str | None = Field(default=None, max_length=64, description="What runs the model; default the manifest's, else onnxruntime.")
+    file: str | None = Field(
+        default=None, max_length=255, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="The model's file in a version's folder."
+    )
+    parameters: dict[str, str] = Field(
+        default={}, max_length=256, description="For the model's code and for who reads its configuration, by name."
+    )
     batching: Batching = Batching()
     queue: Queue = Queue()
     precision: Precision = Precision()
@@ -194,27 +199,10 @@ class ModelConfig(_Section):
     emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
     python: PythonCode | None = Field(default=None, description="With `backend: python`: a class of one's own in place of a model.")
     decoupled: bool = Field(default=False, description="With `backend: python`: any number of answers to a request, over streams only.")
+    sequence: SequenceConfig | None = Field(default=None, description="For a model with a state that goes from request to request.")
     ensemble: Steps | None = Field(default=None, description="In place of a model: others, which hand their tensors on to each other.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")
-
-
-def read_model_config(folder: Path) -> ModelConfig:
-    """The model.yaml of a repository entry, all defaults where there's none. Raises ModelDefect with file, line and key."""
-    path = folder / CONFIG_NAME
-    if not path.exists():
-        return ModelConfig()
-    document = read_yaml(path, ModelDefect)
-    _refuse_not_built(document)
-    config = document.read_as(ModelConfig)
-    if config.name not in (None, folder.name):
-        raise document.error(("name",), f"is {config.name!r}, but the folder, whose name clients ask for, is {folder.name!r}")
-    return config
-
-
-def said_wrong(folder: Path, key: KeyPath, message: str) -> ModelDefect:
-    """The error for something in the model.yaml of `folder` that only shows beside the model itself: with file, line and key."""
-    return ModelDefect(str(read_yaml(folder / CONFIG_NAME, ModelDefect).error(key, message)))
 
 
 def model_schema() -> dict[str, Any]:
@@ -224,7 +212,8 @@ def model_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _refuse_not_built(document: Document) -> None:
+def refuse_not_built(document: Document) -> None:
+    """Raises the document's kind of error for a key of the design that no part of this release acts on."""
     for section, words in NOT_BUILT.items():
         values: Any = document.data
         for part in section:

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from server.padding import NO_PADDING, PadAxis, Padding, filling
-from server.repository.model_config import ModelConfig, said_wrong
+from server.repository.configs.reading import said_wrong
+from server.repository.model_config import ModelConfig
 from server.repository.onnx_files import Value
 from server.tensors import DTYPES
 from server.validation import nearest

@@ -1,6 +1,6 @@
 """The model repository on disk: which models and versions are there, and what is wrong with those that can't be offered.
 
-    ROOT/NAME/model.yaml        optional
+    ROOT/NAME/model.yaml        optional; or Triton's config.pbtxt
     ROOT/NAME/VERSION/…         a decimal number without leading zeros
 
 This file doesn't look into a version (repository.loader does). One bad entry is a Problem beside the others, never an error for all.
@@ -10,11 +10,14 @@ Stray files are ignored, and so is everything whose name begins with a dot: the 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.errors import ConfigError, ModelDefect
-from server.repository.model_config import CONFIG_NAME, read_model_config
+from server.repository.configs.pbtxt import PBTXT_NAME
+from server.repository.configs.reading import NOTHING, Values, passed_over, read_model_config
+from server.repository.marks import Mark, mark_of
+from server.repository.model_config import CONFIG_NAME, Versions
 from server.repository.model_values import VERSION_PATTERN
 
 IGNORED = frozenset({"lost+found"})  # what a file system puts at its own top
@@ -24,11 +27,14 @@ _VERSION = re.compile(VERSION_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the repository: its folder, and the versions that model.yaml's policy offers, lowest first."""
+    """A model of the repository: its folder, the versions that its policy offers, lowest first, what is laid over its model.yaml, and what
+    its configuration asks for in vain."""
 
     name: str
     path: Path
     versions: tuple[str, ...]
+    over: Values = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,11 @@ class Listing:
     entries: tuple[Entry, ...]
     problems: tuple[Problem, ...]
 
+    def of(self, name: str) -> Listing:
+        """What there is of one model."""
+        entries = (entry for entry in self.entries if entry.name == name)
+        return Listing(tuple(entries), tuple(problem for problem in self.problems if problem.name == name))
+
 
 class Store:
     """A repository folder. Nothing is kept between two looks."""
@@ -57,11 +68,23 @@ class Store:
 
     def scan(self) -> Listing:
         """All that is there now. Raises ConfigError where the folder itself isn't readable."""
+        return self._listing(self._folders())
+
+    def find(self, name: str, over: Values = NOTHING) -> Listing:
+        """One model as it is now, `over` laid over its configuration; an empty listing where there's none of this name. Raises
+        ConfigError as `scan` does."""
+        return self._listing([folder for folder in self._folders() if folder.name == name], over)
+
+    def marks(self) -> dict[str, Mark]:
+        """How each model's folder looks from outside. Raises ConfigError as `scan` does."""
+        return {folder.name: mark_of(folder) for folder in self._folders()}
+
+    def _listing(self, folders: list[Path], over: Values = NOTHING) -> Listing:
         entries: list[Entry] = []
         problems: list[Problem] = []
-        for folder in self._folders():
+        for folder in folders:
             try:
-                entry, found = self._entry(folder)
+                entry, found = self._entry(folder, over)
             except OSError as error:
                 found = [Problem(folder.name, "", f"{folder}: can't be read: {error.strerror or error}")]
             else:
@@ -83,14 +106,15 @@ class Store:
             raise ConfigError(f"model repository {self.root}: can't be read: {error.strerror or error}") from error
         return [path for path in found if not path.name.startswith(".") and path.name not in IGNORED and not path.is_file()]
 
-    def _entry(self, folder: Path) -> tuple[Entry, list[Problem]]:
+    def _entry(self, folder: Path, over: Values) -> tuple[Entry, list[Problem]]:
         name = folder.name
         fault = self._fault(folder)
         if fault:
             return Entry(name, folder, ()), [Problem(name, "", fault)]
         versions, problems = self._versions(folder)
         try:
-            policy = read_model_config(folder).versions.policy
+            policy = read_model_config(folder, over).versions
+            warnings = passed_over(folder)
         except ModelDefect as error:
             return Entry(name, folder, ()), [Problem(name, version, str(error)) for version in versions or ("",)]
         offered = _offered(versions, policy)
@@ -101,13 +125,13 @@ class Store:
         ]
         if not versions and not problems:
             problems.append(Problem(name, "", f"{folder}: no version; expected {folder / '1'} with a model in it"))
-        return Entry(name, folder, tuple(version for version in offered if version in versions)), problems
+        return Entry(name, folder, tuple(version for version in offered if version in versions), over, warnings), problems
 
     def _fault(self, folder: Path) -> str:
         """Why a folder can't be a model, "" where it can."""
         if not _NAME.fullmatch(folder.name):
             return f"{folder}: a model's name is letters, digits, '_', '-' and '.', and doesn't begin with '.'; rename the folder"
-        for path in (folder, folder / CONFIG_NAME):
+        for path in (folder, folder / CONFIG_NAME, folder / PBTXT_NAME):
             if not self._inside(path):
                 return f"{path}: a link that leads out of the repository"
         return "" if folder.is_dir() else f"{folder}: neither a folder nor a file"
@@ -137,8 +161,19 @@ class Store:
             return False
 
 
-def _offered(versions: list[str], policy: str | tuple[str, ...]) -> list[str]:
+def is_model_name(name: str) -> bool:
+    """Whether a model may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _offered(versions: list[str], said: Versions) -> list[str]:
     """What a policy offers of the versions that are there, lowest first; a list offers also what isn't there."""
-    if policy == "latest":
-        return versions[-1:]
-    return versions if policy == "all" else sorted(set(policy), key=int)
+    if said.policy == "latest":
+        return versions[-said.count :]
+    return versions if said.policy == "all" else sorted(set(said.policy), key=int)
+
+
+def paths_below(repository: Path) -> re.Pattern[str]:
+    """Matches the repository's own part of a path to something in it, as it was given and as links and the working folder make it."""
+    spellings = sorted({str(repository), str(repository.absolute()), str(repository.resolve())}, key=len, reverse=True)
+    return re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, spellings))})/")

@@ -34,7 +34,7 @@ class Router:
     def figures(self, model: str, version: str) -> Figures | None:
         """Where a request of this model and version is counted, None where it never reached a version."""
         entry = self._table.version(model, version) if version else self._table.default(model)
-        front = None if entry is None else entry.front or entry.engine
+        front = None if entry is None else entry.front or entry.engine or (entry.leaving.serving if entry.leaving is not None else None)
         return None if front is None else front.figures
 
     def entry(self, model: str, version: str) -> ServedVersion:

@@ -45,7 +45,8 @@ class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
     `front` takes the requests in the engine's place where there's one.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
-    is the file that runs, on `device`."""
+    is the file that runs, on `device`. `note` is what `reason` says while all is well, `leaving` the version as it served
+    while it answers its last requests."""
 
     model: str
     version: str
@@ -58,6 +59,8 @@ class ServedVersion:
     config: ModelConfig = field(default_factory=ModelConfig)
     unpadded: str = ""
     filename: str = ""
+    note: str = ""
+    leaving: ServedVersion | None = None
     device: str = "cpu"
     front: Front | None = None
 

@@ -100,7 +100,25 @@ def repository_index(transport: Transport) -> None:
     assert rows["linear", "1"] == {"name": "linear", "version": "1", "state": "READY", "reason": ""}
     assert rows["corrupt", "1"]["state"] == "UNAVAILABLE"
     assert "model.onnx" in rows["corrupt", "1"]["reason"]
-    assert len(rows) == len(DTYPES) + 5
+    assert len(rows) == len(DTYPES) + 6
+
+
+def repository_control(transport: Transport) -> None:
+    transport.ask("unload_model", "spare")
+    assert not transport.ask("is_model_ready", "spare")
+    with pytest.raises(Refused, match="not at ready state"):
+        transport.infer(Ask("spare", PAIR))
+    transport.ask("load_model", "spare")
+    assert transport.ask("is_model_ready", "spare")
+    transport.infer(Ask("spare", PAIR))
+    for act, model, code, text in (
+        ("load_model", "nobody", "NOT_FOUND", "failed to load 'nobody'"),
+        ("load_model", "corrupt", "INVALID_ARGUMENT", "failed to load 'corrupt', version 1 is at UNAVAILABLE state: "),
+        ("unload_model", "nobody", "NOT_FOUND", "failed to unload 'nobody'"),
+    ):
+        with pytest.raises(Refused) as caught:
+            transport.ask(act, model)
+        assert (caught.value.code, text in caught.value.text) == (code, True), caught.value
 
 
 # Answers
@@ -290,6 +308,7 @@ CASES: Mapping[str, Case] = {
     "model metadata": model_metadata,
     "model configuration": model_configuration,
     "repository index": repository_index,
+    "repository control": repository_control,
     **{f"datatype {name}": partial(datatype, name) for name in DTYPES},
     "everything without outputs": everything_without_outputs,
     "requested outputs": requested_outputs,

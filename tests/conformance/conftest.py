@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -22,18 +22,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """echo_DATATYPE [N,W] for every datatype, pair (a + b and a * b), linear in two versions, one with a manifest, a corrupt one."""
+    """echo_DATATYPE [N,W] for every datatype, pair and spare (a + b and a * b), linear in two versions, one with a
+    manifest, a corrupt one."""
     root = tmp_path_factory.mktemp("conformance")
     for datatype in DTYPES:
         identity_model(root / f"echo_{datatype}" / "1" / "model.onnx", datatype, "W")
-    two_inputs_model(root / "pair" / "1" / "model.onnx")
+    for name in ("pair", "spare"):
+        two_inputs_model(root / name / "1" / "model.onnx")
     for version in ("1", "3"):
         linear_model(root / "linear" / version / "model.onnx", seed=int(version))
     (root / "linear" / "model.yaml").write_text("versions: {policy: all}\nbatching: {max_rows: 8}\n")
     place_with_manifest(root, "exported")
     (root / "corrupt" / "1").mkdir(parents=True)
     (root / "corrupt" / "1" / "model.onnx").write_bytes(b"not a model")
-    with in_thread(root, grpc_port=0, ready_when="any", allow=("shared-memory",)) as app:
+    settings: Any = {"ready_when": "any", "model_control": "explicit", "load_model": ["*"], "allow": ("shared-memory",)}
+    with in_thread(root, grpc_port=0, **settings) as app:
         yield app
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from examples.models import digits
 from examples.prepare import ROOT, Example, _hash, _holds, demo_models
-from server.repository.model_config import read_model_config
+from server.repository.configs.reading import read_model_config
 
 
 @pytest.mark.parametrize("example", demo_models(), ids=lambda example: example.name)

@@ -122,4 +122,6 @@ def test_a_repository_needs_a_name(user: Path, monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(app, ["--model", "nets.py:Mlp", "--repository", "models"])
     assert (result.exit_code, result.stderr) == (2, "error: --name is missing: what is the model called in the repository?\n")
     assert CliRunner().invoke(app, ["--model", "nets.py:Mlp"]).exit_code == 2
-    assert "Missing option" in CliRunner().invoke(app, []).stderr
+    nothing = CliRunner().invoke(app, [])
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    assert "error: --model is missing" in nothing.stderr

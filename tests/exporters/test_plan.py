@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporters.plan import ModelRef, Plan, PlanError, parse_dynamic, parse_target
+from exporters.plan import GATES, ModelRef, Plan, PlanError, parse_dynamic, parse_gates, parse_target
 
 MODEL = ModelRef("nets.py:Net", "Net", (Path(),), file=Path("nets.py"))
 
@@ -68,3 +68,18 @@ def test_targets() -> None:
     assert parse_target("tensorrt") == "tensorrt"
     with pytest.raises(PlanError, match="--target gpu: expected cpu, cuda, tensorrt"):
         parse_target("gpu")
+
+
+def test_gates_are_changed_by_precision() -> None:
+    assert parse_gates(()) == GATES
+    found = parse_gates(("int8:cosine=0.9,metric=.05", "fp16:relative=1e-3"))
+    assert (found["int8"].cosine, found["int8"].metric, found["int8"].relative) == (0.9, 0.05, GATES["int8"].relative)
+    assert found["fp16"].relative == 1e-3
+    assert found["fp32"] == GATES["fp32"]
+    assert GATES["int8"].tightened().cosine == pytest.approx(0.984)
+
+
+@pytest.mark.parametrize("text", ["int8", "int4:cosine=1", "int8:cosine", "int8:cosine=2", "int8:speed=0.5", "int8:cosine=nan"])
+def test_bad_gates(text: str) -> None:
+    with pytest.raises(PlanError, match="--tolerate"):
+        parse_gates((text,))

@@ -17,6 +17,10 @@ from tests.server.test_serve import COMMAND
 LIMITS = {"MAX_BODY": "1MiB", "MAX_JSON_BODY": "512KiB", "JSON_OFFLOAD": "128KiB", "MAX_HEADER_BYTES": "16KiB"}
 
 
+FLAGS = ("--model-control", "explicit", "--load-model", "*", "--allow", "upload,shared-memory")
+"""All that clients may be allowed, so that what they do wrong gets as far as it can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """Where it is, and its process as the system sees it."""
@@ -41,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = repository(folder / "models")
     limits = {f"TIDEGATE_LIMITS_{name}": value for name, value in LIMITS.items()}
     environment = {**server_environment(), **limits, "TIDEGATE_GRPC_MAX_MESSAGE": "2MiB"}
-    with ServerProcess([*COMMAND, "--repository", str(root)], folder / "log", environment) as process:
+    with ServerProcess([*COMMAND, *FLAGS, "--repository", str(root)], folder / "log", environment) as process:
         yield Served(process.ready["http"], process.ready["grpc"], psutil.Process(process.pid))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,6 +146,52 @@ BODIES: Mapping[str, bytes] = {
 def other_routes() -> Cases:
     for name, body in BODIES.items():
         yield f"index: {name}", Case(http("/v2/repository/index", body))
+    for name, body in NO_LOADS.items():
+        yield f"load: {name}", Case(http("/v2/repository/models/m/load", body))
+    for name, body in NO_UNLOADS.items():
+        yield f"unload: {name}", Case(http("/v2/repository/models/nobody/unload", body), (400, 404))
+    for file in FILES:
+        uploaded = {"parameters": {"config": "{}", f"file:{file}": "AAAA"}}
+        yield f"upload: {file[:40]}", Case(http("/v2/repository/models/uploaded/load", json.dumps(uploaded).encode()))
+    for model in MODELS:
+        for act in ("load", "unload"):
+            yield f"{act} {model[:40]}", Case(http(f"/v2/repository/models/{model}/{act}", b"{}"), (400, 404))
+
+
+NO_LOADS: Mapping[str, bytes] = {
+    "a list": b"[]",
+    "no JSON": b"{",
+    "bad UTF-8": b'{"parameters":{"config":"\xff"}}',
+    "parameters of a wrong type": b'{"parameters":[]}',
+    "a config that is no text": b'{"parameters":{"config":{}}}',
+    "a config that is no JSON": b'{"parameters":{"config":"{"}}',
+    "a config that is a list": b'{"parameters":{"config":"[]"}}',
+    "a config with an unknown member": b'{"parameters":{"config":"{\\"max_batch\\":1}"}}',
+    "a config with a wrong value": b'{"parameters":{"config":"{\\"max_batch_size\\":\\"many\\"}"}}',
+    "a file without a config": b'{"parameters":{"file:1/model.onnx":"AAAA"}}',
+    "a file that is no base64": b'{"parameters":{"config":"{}","file:1/model.onnx":"*"}}',
+    "a file that is no text": b'{"parameters":{"config":"{}","file:1/model.onnx":5}}',
+    "a file that is no model": b'{"parameters":{"config":"{}","file:1/model.onnx":"AAAA"}}',
+}
+NO_UNLOADS: Mapping[str, bytes] = {
+    "a list": b"[]",
+    "no JSON": b"{",
+    "parameters of a wrong type": b'{"parameters":5}',
+    "dependents of a wrong type": b'{"parameters":{"unload_dependents":"yes"}}',
+}
+FILES = (
+    *("", "/", "..", "../m/1/model.onnx", "1/../../m/1/model.onnx", "/etc/passwd", "1/../../../x", "1//model.onnx", "./1/model.onnx"),
+    *(
+        "1/model.onnx/..",
+        "1/mo\0del.onnx",
+        "1\\..\\model.onnx",
+        "C:/model.onnx",
+        "~/model.onnx",
+        "1/" + "n" * 300,
+        "a/" * 200 + "model.onnx",
+    ),
+)
+MODELS = ("nobody", "..", "%2e%2e", "..%2fm", "%2fetc", "m%00", ".", "n" * 300, "%ff", "m%2f1")
 
 
 @dataclass(frozen=True, slots=True)

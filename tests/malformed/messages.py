@@ -265,6 +265,23 @@ NO_TEXT = frozenset(("ServerLive", "ServerReady", "ServerMetadata"))
 """Requests without a text, whose field 1 is unknown."""
 
 
+CONTROL = (
+    *("ModelConfig", "ModelStatistics", "RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"),
+    *(f"{kind}SharedMemory{act}" for kind in ("System", "Cuda") for act in ("Status", "Register", "Unregister")),
+)
+LOADS: Mapping[str, tuple[str, str, Any]] = {
+    "a config that is a number": ("config", "int64_param", 5),
+    "a config that is no JSON": ("config", "string_param", "{"),
+    "a config that is a list": ("config", "string_param", "[]"),
+    "a config with an unknown member": ("config", "string_param", '{"max_batch":1}'),
+    "a file that is no model": ("file:1/model.onnx", "bytes_param", b"none"),
+    "a file that is a number": ("file:1/model.onnx", "int64_param", 5),
+    "a file above its folder": ("file:../m/1/model.onnx", "bytes_param", b"none"),
+    "a file from the root": ("file:/etc/passwd", "bytes_param", b"none"),
+    "a file without a name": ("file:", "bytes_param", b"none"),
+}
+
+
 def cold() -> Messages:
     """Other methods with what isn't their request, or names nothing."""
     for method in COLD:
@@ -274,6 +291,22 @@ def cold() -> Messages:
     for name in ("", "nobody", "../m", "m\0"):
         body = service_pb2.ModelMetadataRequest(name=name).SerializeToString()
         yield f"ModelMetadata of {name!r}", Message(body, ("NOT_FOUND", *INVALID), method="ModelMetadata")
+    for method in CONTROL:
+        for name, body in BROKEN.items():
+            yield f"{method}: {name}", Message(body, (*INVALID, "UNIMPLEMENTED"), method=method)
+    for model in ("", "nobody", "..", "../m", "m\0", "/etc", "n" * 300):
+        for method, kind in (
+            ("RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest),
+            ("RepositoryModelUnload", service_pb2.RepositoryModelUnloadRequest),
+        ):
+            yield f"{method} {model[:20]!r}", Message(kind(model_name=model).SerializeToString(), ("NOT_FOUND", *INVALID), method=method)
+    for name, (key, member, value) in LOADS.items():
+        load = service_pb2.RepositoryModelLoadRequest(model_name="uploaded")
+        load.parameters["config"].string_param = "{}"
+        setattr(load.parameters[key], member, value)
+        yield f"load with {name}", Message(load.SerializeToString(), method="RepositoryModelLoad")
+    other = service_pb2.RepositoryModelLoadRequest(repository_name="r", model_name="m").SerializeToString()
+    yield "load from another repository", Message(other, ("UNIMPLEMENTED",), method="RepositoryModelLoad")
     for method in ("NoSuch", "modelInfer", "ModelInfer/"):
         yield f"method {method}", Message(WHOLE, ("UNIMPLEMENTED",), method=method)
 

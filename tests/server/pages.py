@@ -18,6 +18,7 @@ from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
 from server.recording import Arrival
+from tests.deploy import pages as chart
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -79,7 +80,7 @@ def errors_table() -> str:
     rows: list[tuple[int, str, str, str]] = []
     for name, what in drawn:
         error: TidegateError = getattr(errors, name).__new__(getattr(errors, name))
-        if name not in ("Cancelled", "ConfigError", "ModelDefect"):  # nobody is left to answer; no request meets the others
+        if name not in ("Cancelled", "ConfigError"):  # nobody is left to answer; no request meets the other
             rows.append((status_of(error), code_of(error), what, f"`{error.reason}`"))
     rows.sort(key=itemgetter(0))
     return _table(("Status", "gRPC", "When", "`reason` in metrics"), rows)
@@ -145,6 +146,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
         (DOCS / "schemas" / "arrival.json", arrival_schema),
         (DOCS / "schemas" / "server.json", lambda: json.dumps(settings_schema(), indent=2, ensure_ascii=False) + "\n"),
         (DOCS / "schemas" / "batcher.json", lambda: json.dumps(batcher_schema(), indent=2, ensure_ascii=False) + "\n"),
+        (chart.CHART / "values.schema.json", chart.schema),
         _sectioned("configuration.md", {"settings": settings_table}),
         _sectioned("lanes.md", {"recovery": recovery_diagram}),
         _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),

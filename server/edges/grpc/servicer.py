@@ -14,7 +14,7 @@ from server.config import VERSION
 from server.controlplane import ControlPlane
 from server.edges.extensions.shared_memory import NO_CUDA
 from server.edges.grpc.call import Call, admitted
-from server.errors import ModelUnavailable, NotFound, Unsupported
+from server.errors import InvalidRequest, ModelUnavailable, NotFound, Unsupported
 from server.gate import Gate, Operation
 from server.protocol.proto.messages import INFERENCE, Message, methods_of, parse
 from server.protocol.proto_codec import addressee
@@ -49,6 +49,7 @@ class Servicer:
         return answer
 
 
+FILE = "file:"
 Fields: TypeAlias = Mapping[str, Any]
 Run: TypeAlias = Callable[[Servicer, Message], Fields | Awaitable[Fields]]
 """A method: the request's message → the fields of the answer's, at once or to be awaited."""
@@ -103,9 +104,9 @@ def _model_config(servicer: Servicer, request: Message) -> Fields:
     return {"config": triton_config(servicer.router.entry(*addressee(request.name, request.version, "name", "version")))}
 
 
-def _repository_index(servicer: Servicer, request: Message) -> Fields:
-    if request.repository_name:
-        raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
+async def _repository_index(servicer: Servicer, request: Message) -> Fields:
+    _only_repository(request)
+    await servicer.control.look()
     rows = servicer.control.index(request.ready)
     return {"models": [{"name": row.name, "version": row.version, "state": str(row.state), "reason": row.reason} for row in rows]}
 
@@ -133,6 +134,37 @@ def _refuse_cuda(servicer: Servicer, request: Message) -> Fields:
     raise Unsupported(NO_CUDA)
 
 
+def _only_repository(request: Message) -> None:
+    if request.repository_name:
+        raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
+
+
+async def _load(servicer: Servicer, request: Message) -> Fields:
+    _only_repository(request)
+    await servicer.control.load(request.model_name, *_brought(request.parameters))
+    return {}
+
+
+def _brought(parameters: Mapping[str, Message]) -> tuple[str | None, dict[str, bytes]]:
+    """The configuration and the files of a load. Raises InvalidRequest."""
+    config: str | None = None
+    files: dict[str, bytes] = {}
+    for name, value in parameters.items():
+        if name == "config" and value.WhichOneof("parameter_choice") == "string_param":
+            config = value.string_param
+        elif name.startswith(FILE) and value.WhichOneof("parameter_choice") == "bytes_param":
+            files[name.removeprefix(FILE)] = value.bytes_param
+        else:
+            raise InvalidRequest(f"parameters: expected config as string_param and {FILE}PATH as bytes_param, got {name[:80]!r}")
+    return config, files
+
+
+async def _unload(servicer: Servicer, request: Message) -> Fields:
+    _only_repository(request)
+    await servicer.control.unload(request.model_name, request.parameters["unload_dependents"].bool_param)
+    return {}
+
+
 _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ServerLive": (Operation.HEALTH, _server_live),
     "ServerReady": (Operation.HEALTH, _server_ready),
@@ -142,8 +174,8 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ModelConfig": (Operation.MODEL_CONFIG, _model_config),
     "ModelStatistics": (Operation.MODEL_STATISTICS, None),
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
-    "RepositoryModelLoad": (Operation.MODEL_LOAD, None),
-    "RepositoryModelUnload": (Operation.MODEL_UNLOAD, None),
+    "RepositoryModelLoad": (Operation.MODEL_LOAD, _load),
+    "RepositoryModelUnload": (Operation.MODEL_UNLOAD, _unload),
     "SystemSharedMemoryStatus": (Operation.SHARED_MEMORY, _regions_status),
     "SystemSharedMemoryRegister": (Operation.SHARED_MEMORY, _register_region),
     "SystemSharedMemoryUnregister": (Operation.SHARED_MEMORY, _unregister_region),

@@ -7,6 +7,7 @@ from server.errors import (
     Cancelled,
     Denied,
     InvalidRequest,
+    ModelDefect,
     NotFound,
     TidegateError,
     Unauthenticated,
@@ -21,6 +22,7 @@ MAX_TEXT = 2048
 CODES: dict[type[BaseException], str] = {
     BodyTooLarge: "RESOURCE_EXHAUSTED",
     InvalidRequest: "INVALID_ARGUMENT",
+    ModelDefect: "INVALID_ARGUMENT",
     NotFound: "NOT_FOUND",
     Unsupported: "UNIMPLEMENTED",
     Unauthenticated: "UNAUTHENTICATED",

@@ -8,11 +8,12 @@ from pathlib import Path
 from server.backends.base import VariantSpec
 from server.backends.latency_table import BUILT_IN
 from server.backends.registry import EMULATED, ENSEMBLE, PYTHON
-from server.documents import Document, read_yaml
-from server.errors import ModelDefect
+from server.documents import Document
+from server.repository.configs.reading import config_document, config_path
 from server.repository.declare.said import Loadable, checked_file, declared_values, specs_said
+from server.repository.declare.state import check_state
 from server.repository.emulation import curve_of, note, table_of
-from server.repository.model_config import CONFIG_NAME, ModelConfig
+from server.repository.model_config import ModelConfig
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
 from server.tensors import TensorSpec
@@ -20,7 +21,7 @@ from server.tensors import TensorSpec
 
 def emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
     """A version without a file: model.yaml declares its tensors, a published table says how long it takes."""
-    document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+    document = config_document(entry.path)
     emulate, lanes = config.emulate, config.lanes
     if emulate is None or config.backend != EMULATED:
         missing = "backend" if emulate else "emulate"
@@ -50,7 +51,7 @@ def emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
 
 def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Loadable:
     """A version that is a class of the user's own; `device` is the server's, for a model that doesn't say its own. Raises ModelDefect."""
-    document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+    document = config_document(entry.path)
     code, lanes = config.python, config.lanes
     if code is None or config.backend != PYTHON:
         missing = "backend" if code else "python"
@@ -77,7 +78,9 @@ def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Load
         outputs=_whole(specs_said(entry, "outputs", config.outputs), config),
         options={"class": name, "options": code.options},
     )
-    padding = padding_of(entry.path, config, declared_values(spec.inputs, ()), declared_values(spec.outputs, ()))
+    values = declared_values(spec.inputs, ()), declared_values(spec.outputs, ())
+    check_state(entry.path, config, *values)
+    padding = padding_of(entry.path, config, *values)
     alone = lanes.model_copy(update={"kind": "process", "count": lanes.count or 1, "threads": spec.threads})
     config = config.model_copy(update={"lanes": alone})
     return Loadable(config, spec, None, trust_batch_axis=True, padding=padding)
@@ -86,14 +89,14 @@ def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Load
 def ensemble(entry: Entry, version: str, config: ModelConfig) -> Loadable:
     """A version that is made of other models. Its tensors may be declared; what isn't is read from its parts. Raises ModelDefect."""
     if config.backend not in (None, ENSEMBLE):
-        document = read_yaml(entry.path / CONFIG_NAME, ModelDefect)
+        document = config_document(entry.path)
         raise document.error(("backend",), f"is {config.backend!r}, but an ensemble is run by its parts: leave it out")
     spec = VariantSpec(
         model=entry.name,
         version=version,
         precision="",
         backend=ENSEMBLE,
-        path=entry.path / CONFIG_NAME,
+        path=config_path(entry.path),
         inputs=specs_said(entry, "inputs", config.inputs),
         outputs=specs_said(entry, "outputs", config.outputs),
     )

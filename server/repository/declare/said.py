@@ -9,8 +9,9 @@ from pathlib import Path
 from server.backends.base import VariantSpec
 from server.errors import ModelDefect
 from server.padding import NO_PADDING, Padding
+from server.repository.configs.reading import config_path
 from server.repository.manifest import Manifest
-from server.repository.model_config import CONFIG_NAME, ModelConfig, TensorConfig
+from server.repository.model_config import ModelConfig, TensorConfig
 from server.repository.onnx_files import Value
 from server.repository.store import Entry
 from server.tensors import TensorSpec
@@ -54,7 +55,7 @@ def said_value(value: Value, tensors: Mapping[str, TensorConfig]) -> Value:
 
 
 def spec_of(entry: Entry, section: str, value: Value, axis: int | None) -> TensorSpec:
-    where = f"{entry.path / CONFIG_NAME}: {section}.{value.name}"
+    where = f"{config_path(entry.path)}: {section}.{value.name}"
     if value.datatype is None or value.shape is None:
         missing = "dtype" if value.datatype is None else "shape"
         raise ModelDefect(f"{where}: the file doesn't say its {missing}, so it must be given here")
@@ -70,12 +71,12 @@ def axes_said(config: ModelConfig) -> frozenset[str]:
 def check_names(entry: Entry, section: str, tensors: Iterable[str], names: Sequence[str]) -> None:
     for name in tensors:
         if name not in names:
-            raise ModelDefect(f"{entry.path / CONFIG_NAME}: {section}.{name}: the model has none of this name{nearest(name, names)}")
+            raise ModelDefect(f"{config_path(entry.path)}: {section}.{name}: the model has none of this name{nearest(name, names)}")
 
 
 def completed(entry: Entry, section: str, known: Sequence[TensorSpec], tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:
     """The specs with what model.yaml says of them."""
-    where = f"{entry.path / CONFIG_NAME}: {section}"
+    where = f"{config_path(entry.path)}: {section}"
     return tuple(_with(entry, f"{where}.{spec.name}", spec, tensors[spec.name]) if spec.name in tensors else spec for spec in known)
 
 
@@ -95,7 +96,7 @@ def _with(entry: Entry, where: str, spec: TensorSpec, said: TensorConfig) -> Ten
 def _labels(entry: Entry, where: str, spec: TensorSpec, name: str) -> tuple[str, ...]:
     """The lines of the labels file. Raises ModelDefect where there aren't as many as the last axis is long."""
     if "/" in name or name.startswith("."):
-        raise ModelDefect(f"{where}: labels: expected the name of a file beside {CONFIG_NAME}, got {name!r}")
+        raise ModelDefect(f"{where}: labels: expected the name of a file beside {config_path(entry.path).name}, got {name!r}")
     path = checked_file(entry, entry.path / name)
     if path.stat().st_size > MAX_LABELS_BYTES:
         raise ModelDefect(f"{path}: larger than {MAX_LABELS_BYTES} bytes, which no list of labels needs")

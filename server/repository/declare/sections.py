@@ -1,4 +1,4 @@
-"""The sections of model.yaml for models that are more than a file: Python classes, ensembles."""
+"""The sections of model.yaml for models that are more than a file: Python classes, ensembles, models with a state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from server.repository.model_values import VERSION_PATTERN
+from server.config import Timeout
+from server.repository.model_values import MAX_RANK, VERSION_PATTERN
 
 
 class _Section(BaseModel):
@@ -32,6 +33,22 @@ class Steps(_Section):
     """An ensemble."""
 
     steps: tuple[Step, ...] = Field(min_length=1, max_length=64, description="Its parts, in any order.")
+
+
+class State(_Section):
+    """A tensor that goes from one request of a sequence to the next."""
+
+    input: str = Field(min_length=1, max_length=255, description="The input that takes it; zeros at a sequence's beginning.")
+    output: str = Field(min_length=1, max_length=255, description="The output that gives it for the next request.")
+    batch_axis: int = Field(default=0, ge=0, lt=MAX_RANK, description="The axis of both that counts rows.")
+
+
+class SequenceConfig(_Section):
+    """What a stateful model keeps between the requests of a sequence."""
+
+    state: tuple[State, ...] = Field(min_length=1, max_length=64, description="What is kept; clients neither send nor see it.")
+    idle_timeout: Timeout = Field(default=60.0, description="Time after which a sequence that isn't used is forgotten.")
+    max_sequences: int = Field(default=1024, ge=1, le=1 << 20, description="Most sequences that are kept; beyond them 503.")
 
 
 class PythonCode(_Section):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
 from exporters.formats.to_onnx import check
-from exporters.optimize.cleanup import clean
+from exporters.optimize.cleanup import clean, share_constants
 from exporters.plan import ExportError
 from server.backends.base import VariantSpec
 from server.backends.registry import backend_named
@@ -37,3 +38,28 @@ def test_a_graph_that_can_not_be_cleaned(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"onnxslim can't clean the graph .*--optimization-level 0 does without"):
         clean(tmp_path / "raw.onnx", tmp_path / "clean.onnx")
     assert not (tmp_path / "clean.onnx").exists()
+
+
+def test_equal_weights_become_one(tmp_path: Path) -> None:
+    """Tied weights that the exporter wrote twice, one of them used in a branch too, and one that only looks alike."""
+    same = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    branch = helper.make_graph([helper.make_node("MatMul", ["a", "two"], ["z"])], "branch", [], [value("z", ["N", 4])])
+    nodes = [
+        helper.make_node("MatMul", ["x", "one"], ["a"]),
+        helper.make_node("If", ["yes"], ["b"], then_branch=branch, else_branch=branch),
+        helper.make_node("MatMul", ["b", "other"], ["y"]),
+    ]
+    weights = {"one": same, "two": same.copy(), "other": same + 1, "yes": np.array(True)}
+    raw = write_model(tmp_path / "raw.onnx", nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], weights)
+    model = onnx.load(str(raw))
+    assert share_constants(model) == same.nbytes
+    assert [tensor.name for tensor in model.graph.initializer] == ["one", "other", "yes"]
+    onnx.save(model, str(tmp_path / "shared.onnx"))
+    onnx.checker.check_model(str(tmp_path / "shared.onnx"))
+    x = {"x": np.ones((2, 4), np.float32)}
+    answers = []
+    for path in (raw, tmp_path / "shared.onnx"):
+        backend = backend_named("onnxruntime").open(VariantSpec("m", "1", "fp32", "onnxruntime", path, threads=1))
+        answers.append(backend.run(x, 2)["y"].copy())
+    np.testing.assert_array_equal(answers[0], answers[1])
+    assert share_constants(model) == 0

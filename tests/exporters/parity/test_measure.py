@@ -52,7 +52,8 @@ def test_latency_by_rows(tmp_path: Path) -> None:
     backends = [opened(linear_model(tmp_path / name)) for name in ("a.onnx", "b.onnx")]
     found = latencies(backends, sample(1), batched=True)
     assert [tuple(seconds) for seconds in found] == [TIMED_ROWS, TIMED_ROWS]
-    assert all(0 < seconds < 1 for figures in found for seconds in figures.values())
+    assert all(0 < seconds < 1 for figures in found for runs in figures.values() for seconds in runs)
+    assert all(len(found[0][rows]) == len(found[1][rows]) >= 3 for rows in TIMED_ROWS)
     assert [list(seconds) for seconds in latencies(backends[:1], sample(3), batched=False)] == [[1]]
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exporters.plan import ExportError
-from exporters.precision.calibration import CalibrationSet, calibration_set
+from exporters.precision.calibration import CalibrationSet, calibration_set, held_out
+from exporters.rows.arrays import row_keys
 from exporters.sources.pytorch import Traced
 from server.tensors import TensorSpec
 
@@ -92,6 +95,37 @@ def test_what_is_recorded(tmp_path: Path) -> None:
 def test_only_batches_of_one_shape() -> None:
     shapes = [(8, 3), (8, 5), (8, 3), (2, 3)]
     batches = tuple({"ids": np.zeros(shape)} for shape in shapes)
-    found = CalibrationSet("said", batches, 26).largest_group()
+    found = CalibrationSet("said", batches).largest_group()
     assert [batch["ids"].shape for batch in found.batches] == [(8, 3), (8, 3)]
     assert found.rows == 16
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_the_rows_that_choose_are_not_calibrated_on(sizes: list[int]) -> None:
+    numbers = iter(range(100))
+    batches = tuple({"x": np.array([next(numbers) for _ in range(size)])} for size in sizes)
+    one, other = CalibrationSet("said", batches).halves()
+    found = [np.concatenate([batch["x"] for batch in part.batches]) for part in (one, other)]
+    if sum(sizes) > 1:
+        assert sorted(np.concatenate(found)) == list(range(sum(sizes)))
+        assert all(len(part) for part in found)
+    else:
+        assert [list(part) for part in found] == [[0], [0]]
+
+
+def test_calls_of_a_model_that_is_not_batched_are_split_whole() -> None:
+    batches = tuple({"x": np.full(3, number)} for number in range(5))
+    one, other = CalibrationSet("said", batches, batched=False).halves()
+    assert ([batch["x"][0] for batch in one.batches], [batch["x"][0] for batch in other.batches]) == ([0, 2, 4], [1, 3])
+    assert (one.rows, other.rows) == (3, 2)
+
+
+def test_rows_of_the_proof_are_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "parity.npz", **{"0.in.0": good(20)["ids"][3:4], "0.in.1": good(20)["x"][3:4]})
+    found = made(tmp_path, good())
+    apart = held_out(found, traced(tmp_path))
+    assert apart.rows == 19
+    assert good()["ids"][3] not in np.concatenate([batch["ids"] for batch in apart.batches])
+    others = {key for batch in found.batches for key in row_keys(batch, batched=True)}
+    with pytest.raises(ExportError, match="what is proved by its own rows isn't proved: give other ones"):
+        held_out(found, traced(tmp_path), others)

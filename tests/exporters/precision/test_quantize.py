@@ -68,7 +68,7 @@ def scales_of(scheme: Scheme, prepared: Path, rows: Tensor) -> Any:
         return None
     if scheme.calibrator == "minmax":
         return minmax(observe(prepared, batches, threads=1))
-    return histogram(prepared, scheme.calibrator, CalibrationSet("said", batches, len(rows)), scheme.operators)
+    return histogram(prepared, scheme.calibrator, CalibrationSet("said", batches), scheme.operators)
 
 
 def made(folder: Path, source: Path, scheme: Scheme, rows: Tensor, kept: tuple[str, ...] = ()) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from tests.exporters.conftest import Writer
 
 
 def job(user: Path, **changes: Any) -> dict[str, Any]:
-    return {"file": str(user / "mine.py"), "module": None, "hub": None, **changes}
+    return {"file": str(user / "mine.py"), "module": None, "hub": None, "program": None, **changes}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from exporters.sources.samples import Arrays, Axes
 from exporters.sources.trace_call import bind
 from exporters.sources.trace_state import RefusedError
-from exporters.sources.trace_study import MOST_ROWS, Study, checked_axes, save_calibration, study, traced_inputs
+from exporters.sources.trace_study import MOST_ROWS, Study, checked_axes, study, traced_inputs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 6)).astype(np.float32)
@@ -174,44 +174,3 @@ def test_axes_that_are_refused(declared: Any, said: str) -> None:
 def test_axes_as_declared_in_code_or_json() -> None:
     for declared in ({"x": (0, 1)}, {"x": {0: None, 1: None}}, {"x": {"0": None, "1": None}}):
         assert checked_axes(declared, {"x": X}) == {"x": {0: None, 1: None}}
-
-
-def saved(found: Study, declared: Arrays | None, folder: Path) -> list[Arrays]:
-    count = save_calibration(found, declared, 1, folder / "c.npz")
-    with np.load(folder / "c.npz") as arrays:
-        assert len(arrays.files) == count
-        return [{"x": arrays[f"{batch}.in.0"]} for batch in range(count)]
-
-
-def test_calibration_rows_are_made_from_the_example_and_are_not_the_proofs(tmp_path: Path) -> None:
-    found = studied(lambda x: x * 2)
-    batches = saved(found, None, tmp_path)
-    assert [batch["x"].shape for batch in batches] == [(8, 6)] * 8
-    made = np.concatenate([batch["x"] for batch in batches])
-    proof = np.concatenate([run.inputs["x"] for run in found.runs])
-    new = [row for row in made if not (proof == row).all(axis=1).any()]
-    assert len(new) >= len(made) - len(X)
-    assert len(saved(studied(lambda x: x.sum()), None, tmp_path)) == 6
-
-
-def test_declared_calibration_rows_are_taken_as_they_are(tmp_path: Path) -> None:
-    rows = RNG.normal(size=(11, 6)).astype(np.float32)
-    found = studied(lambda x: x * 2)
-    batches = saved(found, {"x": rows}, tmp_path)
-    assert [len(batch["x"]) for batch in batches] == [8, 3]
-    np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in batches]), rows)
-    assert len(saved(studied(lambda x: x.sum()), {"x": rows}, tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("declared", "said"),
-    [
-        ({"y": X}, "calibration() gives nothing for 'x'; the example has float32 [4, 6]"),
-        ({"x": X.astype(np.float64)}, "calibration() gives float64 [4, 6] for 'x'"),
-        ({"x": X[0]}, "calibration() gives float32 [6] for 'x'"),
-        ({"x": np.full_like(X, np.nan)}, "calibration() gives NaN or infinities for 'x'"),
-    ],
-)
-def test_declared_calibration_rows_must_fit(declared: Arrays, said: str, tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match=re.escape(said)):
-        save_calibration(studied(lambda x: x * 2), declared, 1, tmp_path / "c.npz")

@@ -75,7 +75,7 @@ def test_without_tensorrt_the_entry_holds_onnx_and_says_so(user: Path, reporter:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     exported = export(plan(user, "Mlp", "features.npz", target="tensorrt", level=1), reporter)
     assert exported.entry is not None
-    assert sorted(path.name for path in exported.entry.iterdir()) == ["manifest.json", "model.fp32.onnx"]
+    assert sorted(path.name for path in exported.entry.iterdir()) == ["manifest.json", "model.fp32.onnx", "reference.npz"]
     (note,) = [note for note in reporter.notes if "no engine was built" in note]
     assert "the entry holds ONNX: TensorRT can't be imported" in note
     assert "pip install 'tidegate[gpu]'" in note

@@ -31,8 +31,11 @@ def told() -> Remembers:
 @pytest.fixture(scope="module")
 def exported(folder: Path, told: Remembers) -> Exported:
     """A small CNN in every precision."""
-    np.savez(folder / "calibration.npz", image=np.random.default_rng(6).random((20, 1, 8, 8), np.float32))
-    return export(plan(folder, "Cnn", "image.npz", precisions=PRECISIONS, calibration=folder / "calibration.npz"), told)
+    rng = np.random.default_rng(6)
+    np.savez(folder / "calibration.npz", image=rng.random((20, 1, 8, 8), np.float32))
+    np.savez(folder / "labelled.npz", image=rng.random((30, 1, 8, 8), np.float32), labels=rng.integers(0, 10, 30))
+    rows = {"calibration": folder / "calibration.npz", "evaluation": folder / "labelled.npz"}
+    return export(plan(folder, "Cnn", "image.npz", precisions=PRECISIONS, **rows), told)
 
 
 def test_the_entry_holds_a_file_and_a_proof_for_each(exported: Exported, told: Remembers) -> None:
@@ -55,8 +58,17 @@ def test_calibration_is_on_record(exported: Exported) -> None:
     assert first.calibration is None
     for variant in others:
         assert variant.calibration is not None
-        assert (variant.calibration.origin, variant.calibration.rows) == ("--calibration", 20)
+        assert (variant.calibration.origin, variant.calibration.rows, variant.calibration.chosen_by) == ("--calibration", 10, 10)
         assert 0.0 <= variant.calibration.inputs["image"].least < variant.calibration.inputs["image"].greatest <= 1.0
+
+
+def test_a_labelled_set_judges_each(exported: Exported) -> None:
+    for variant in exported.manifest.variants:
+        task = variant.parity.task
+        assert task is not None
+        assert (task.metric, task.output, task.rows, task.tolerance) == ("accuracy", "output_0", 30, GATES[variant.precision].metric)
+        assert abs(task.value - task.reference) <= task.tolerance
+        assert task.cosine_mean >= GATES[variant.precision].cosine
 
 
 def test_half_the_bits_are_half_the_file(exported: Exported) -> None:
@@ -89,7 +101,8 @@ def test_a_precision_that_fails_its_gate_is_not_written(folder: Path, reporter: 
     strict = {**GATES, "fp16": Gate(relative=1e-9, cosine=0.0, confident=1.0)}
     asked = replace(plan(folder, "Mlp", "features.npz", precisions=("fp32", "fp16"), name="strict"), gates=strict)
     with pytest.raises(
-        ExportError, match=r"nets\.py:Mlp: fp16 isn't the same model: output 'output_0' differs .*--precisions fp32 does without"
+        ExportError,
+        match=r"nets\.py:Mlp: fp16 isn't the same model: output 'output_0' differs .*it first differs at .*--precisions fp32 does",
     ):
         export(asked, reporter)
     assert not (folder / "models" / "strict").exists()

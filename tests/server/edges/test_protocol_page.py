@@ -18,7 +18,9 @@ from server.edges.grpc.servicer import INFERENCES, METHODS
 from tests.server.models import identity_model, place, two_inputs_model
 from tests.server.running import in_thread
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
+PAGE_PATH = Path(__file__).resolve().parents[3] / "docs" / "protocol.md"
+PAGE = PAGE_PATH.read_text()
+TRITON_PAGE = PAGE_PATH.with_name("triton.md").read_text()
 PRINTED_ADDRESS, PRINTED_GRPC = "127.0.0.1:8000", "127.0.0.1:8001"
 CONSOLE = re.findall(r"```console\n\$ (curl .*?)\n([{\[].*?)```", PAGE, re.DOTALL)
 PROGRAMS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
@@ -30,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     two_inputs_model(root / "sums" / "1" / "model.onnx")
     animals = place(root, "animals", lambda path: identity_model(path, width=3), yaml="outputs: {y: {labels: names.txt}}\n")
     (animals / "names.txt").write_text("cat\ndog\neel\n")
-    with in_thread(root, grpc_port=0, allow=("shared-memory",)) as app:
+    with in_thread(root, grpc_port=0, model_control="explicit", load_model=["*"], allow=("shared-memory",)) as app:
         yield app
 
 
@@ -58,7 +60,8 @@ def test_programs(served: App, program: str, printed: str) -> None:
 
 def test_the_endpoints(served: App) -> None:
     listed = set(re.findall(r"^\| (GET|POST) \| `([^`]+)`", PAGE, re.MULTILINE))
-    listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in listed if "{model}" in path}
+    of_models = [(method, path) for method, path in listed if path.startswith("/v2/models/{model}")]
+    listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in of_models}
     paths = httpx.get(f"http://{served.addresses.http}/openapi.json").json()["paths"]
     assert listed == {(method.upper(), path) for path, methods in paths.items() for method in methods}
 
@@ -72,3 +75,9 @@ def test_the_grpc_methods() -> None:
     assert {name for name, said in told.items() if "UNIMPLEMENTED" in said} == {
         name for name, entry in METHODS.items() if entry.run is None
     }
+
+
+def test_the_extensions(served: App) -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|", TRITON_PAGE.partition("## Extensions")[2].partition("## What differs")[0], re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert set(httpx.get(f"http://{served.addresses.http}/v2").json()["extensions"]) <= told

@@ -4,6 +4,7 @@ import pytest
 
 from server.config import VERSION
 from server.errors import ModelDefect
+from server.repository.configs.reading import read_model_config
 from server.repository.model_config import (
     NOT_BUILT,
     Batching,
@@ -16,7 +17,6 @@ from server.repository.model_config import (
     TensorConfig,
     Versions,
     Warmup,
-    read_model_config,
 )
 
 FULL = """

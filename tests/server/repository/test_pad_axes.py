@@ -9,7 +9,7 @@ import pytest
 
 from server.errors import ModelDefect
 from server.padding import NO_PADDING, PadAxis
-from server.repository.model_config import read_model_config
+from server.repository.configs.reading import read_model_config
 from server.repository.onnx_files import Value
 from server.repository.pad_axes import padding_of
 from tests.server.models import embedding_model, place, place_with_manifest

@@ -90,8 +90,6 @@ def unbuilt(address: str) -> None:
     client = stock.InferenceServerClient(address)
     for act in (
         lambda: client.get_inference_statistics(),
-        lambda: client.load_model("pair"),
-        lambda: client.unload_model("pair"),
         lambda: client.get_trace_settings(),
         lambda: client.get_log_settings(),
     ):

@@ -18,7 +18,7 @@ from exporters.commands.verify import verify, verify_table
 from exporters.inspect import manifest_lines, manifest_table
 from exporters.package import manifest_path
 from exporters.pipeline import Exported, export, steps
-from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_gates, parse_target
+from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_gates, parse_prune, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
@@ -47,6 +47,7 @@ def main(
     context: typer.Context,
     model: Annotated[str | None, typer.Option(help=_HELP_MODEL, metavar="MODEL")] = None,
     weights: Annotated[Path | None, typer.Option(help="State dict to load: .pt, .pth or .safetensors.", metavar="FILE")] = None,
+    prune: Annotated[str | None, typer.Option(help="Set this share of each layer's channels to zero.", metavar="SHARE")] = None,
     example: Annotated[Path | None, typer.Option(help=_HELP_EXAMPLE, metavar="FILE")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository to add a version to.", metavar="DIR")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name in the repository.", metavar="NAME")] = None,
@@ -82,6 +83,7 @@ def main(
             output=output,
             version=version,
             weights=weights,
+            prune=parse_prune(prune),
             example=example,
             dynamic=parse_dynamic(tuple(dynamic or ())),
             output_names=_listed(output_names),

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from exporters.optimize.choose import speed_up
+from exporters.parity.report import pruning_line
 from server.repository.manifest import Manifest, Parity, Variant
 
 
@@ -46,6 +47,7 @@ def manifest_lines(manifest: Manifest) -> list[str]:
         f"{manifest.model}: {source.factory} ({', '.join((source.kind, *hashes))}), {manifest.created}",
         f"made with {', '.join(f'{tool} {version}' for tool, version in manifest.tools.items())}",
         *([f"not batched: {manifest.unbatched}"] if manifest.unbatched else []),
+        *([pruning_line(manifest.pruning)] if manifest.pruning else []),
         *(line for variant in manifest.variants for line in _variant_lines(variant)),
     ]
 

@@ -18,6 +18,7 @@ from exporters.optimize import cleanup
 from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
 from exporters.parity import kept
+from exporters.parity.report import pruning_line
 from exporters.parity.task import labelled_set
 from exporters.plan import ExportError, Plan
 from exporters.proof import admit, prove, time_together
@@ -106,6 +107,8 @@ def _trace(draft: Draft) -> None:
     folder = draft.work / "trace"
     folder.mkdir()
     draft.traced = pytorch.trace(draft.plan, folder, draft.reporter.detail, draft.finished.home)
+    if draft.traced.pruned:
+        draft.reporter.note(pruning_line(draft.traced.pruned))
     if draft.traced.reused:
         draft.reporter.note("this model was traced before: that trace is used again, and proved again")
     draft.finished.keep(draft.traced.key, {name: folder / name for name in pytorch.KEPT})

@@ -127,6 +127,7 @@ class Plan:
     output: Path | None = None
     version: int | None = None
     weights: Path | None = None
+    prune: float | None = None
     example: Path | None = None
     dynamic: Mapping[str, Axes] | None = None
     output_names: tuple[str, ...] = ()
@@ -156,6 +157,8 @@ class Plan:
         _check_precisions(self.precisions)
         if (self.model.hub or self.model.onnx or self.model.program) and self.weights:
             raise PlanError(f"--weights {self.weights}: {self.model.label} brings its own")
+        if (self.model.onnx or self.model.program) and self.prune is not None:
+            raise PlanError(f"--prune: {self.model.label} is a graph already; only a PyTorch module can be pruned")
         if self.model.onnx and self.output_names:
             raise PlanError(f"--output-names: the outputs of {self.model.label} have names")
         if self.repository is None and self.output is None:
@@ -207,6 +210,20 @@ def parse_gates(texts: tuple[str, ...]) -> Mapping[str, Gate]:
                 raise PlanError(f"--tolerate {text!r}: {pair.strip()!r} isn't KEY=NUMBER with {', '.join(GATE_KEYS)} and 0 to 1")
             found[precision] = replace(found[precision], **{key: float(number)})
     return found
+
+
+def parse_prune(text: str | None) -> float | None:
+    """A share of the output channels, above 0 and below 1. Raises PlanError."""
+    if text is None:
+        return None
+    if text == "2:4":
+        raise PlanError(
+            "--prune 2:4: that pattern is fast on sparse tensor cores only (compute capability 8.0 and up): a T4 has 7.5, and would "
+            "compute the zeros; give a share of whole channels, as in --prune 0.2"
+        )
+    if not _SHARE.fullmatch(text) or not 0 < float(text) < 1:
+        raise PlanError(f"--prune {text}: expected the share of channels to take away, above 0 and below 1")
+    return float(text)
 
 
 def parse_dynamic(texts: tuple[str, ...]) -> Mapping[str, Axes] | None:

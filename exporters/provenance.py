@@ -31,6 +31,7 @@ def manifest(draft: Draft, files: Mapping[str, str]) -> Manifest:
         source=source,
         tools=_tools(traced.torch),
         unbatched=traced.unbatched,
+        pruning=traced.pruned,
         variants=(
             *(_variant(draft, candidate, files[precision]) for precision, candidate in draft.variants.items()),
             *(_variant(draft, candidate, engine_name(precision)) for precision, candidate in draft.engines.items()),

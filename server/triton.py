@@ -40,6 +40,8 @@ def triton_config(served: ServedVersion) -> Message:
         message.MergeFrom(_own(served, engine))
         if engine.max_rows > 1:
             message.dynamic_batching.CopyFrom(_batching(config))
+    if config.cache.max_bytes:
+        message.response_cache.enable = True
     if config.sequence is not None:
         message.sequence_batching.CopyFrom(TritonSequences(direct={}, max_sequence_idle_microseconds=_us(config.sequence.idle_timeout)))
     if config.ensemble is not None:

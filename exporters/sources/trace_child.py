@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import importlib.util
 import json
@@ -179,14 +180,37 @@ def user_model(job: dict[str, Any], folder: Path, stages: Stages) -> tuple[Modul
         given = state.read_example(Path(job["example"])) if job["example"] else declared(module, "example")
         call = tracing.bind(model, state.as_arrays(given))
         axes = studying.checked_axes(job["dynamic"] or declared(module, "dynamic") or {}, call.example)
+    with stages.enter("prune"):
+        pruned = prune(job, call)
+    with stages.enter("example"):
         key = reuse(job, folder, module, call, stages)
     with stages.enter("forward"):
         study = studying.study(call, axes, job["output_names"], job["seed"], holds(job, module))
-        study.key = key
+        study.key, study.pruned = key, pruned
     with stages.enter("trace"):
         written = tracing.Written(folder / "model.onnx", job["opset"], job["dynamo"])
         caught = tracing.write_onnx(call, studying.traced_inputs(study), study.outputs, study.symbols(), written)
     return module, study, caught
+
+
+def prune(job: dict[str, Any], call: Any) -> dict[str, Any] | None:
+    """Take channels away, and say what that did to the answers and, on a labelled set, to their accuracy; None where none was asked."""
+    if job["prune"] is None:
+        return None
+    state = own("trace_state")
+    labelled = state.as_arrays(state.read_example(Path(job["eval"]))) if job["eval"] else None
+    measure = functools.partial(own("trace_call").worth, call, labelled)
+    before, right_before = measure()
+    channels = state.prune_channels(call.traceable.model, job["prune"])
+    after, right_after = measure()
+    return {
+        "share": job["prune"],
+        "channels": sum(channels.values()),
+        "layers": len(channels),
+        "cosine_mean": own("trace_call").mean_cosine(before, after),
+        "accuracy_before": right_before,
+        "accuracy_after": right_after,
+    }
 
 
 def reuse(job: dict[str, Any], folder: Path, module: ModuleType, call: Any, stages: Stages) -> str:
@@ -198,7 +222,7 @@ def reuse(job: dict[str, Any], folder: Path, module: ModuleType, call: Any, stag
     if job["calibrate"] and (given := declared(module, "calibration")) is not None:
         arrays |= {f"calibration.{name}": array for name, array in state.as_arrays(given).items()}
     files = [*stages.sources(), *Path(__file__).parent.glob("*.py"), *([Path(job["program"])] if job["program"] else [])]
-    asked = {name: job[name] for name in ("dynamic", "output_names", "seed", "opset", "dynamo", "calibrate", "factory")}
+    asked = {name: job[name] for name in ("dynamic", "output_names", "seed", "opset", "dynamo", "calibrate", "factory", "prune")}
     key: str = state.work_key(call.traceable.model, arrays, files, json.dumps(asked, default=str))
     before = Path(job["finished"]) / key
     if (before / "result.json").is_file():

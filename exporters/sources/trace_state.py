@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 TORCH_VERSION = str(torch.__version__)
 LARGEST = 2**31 - 2**24
@@ -196,6 +197,28 @@ def _faults(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f", … ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else "")
+
+
+def prune_channels(model: nn.Module, share: float) -> dict[str, int]:
+    """Set the output channels of least L2 norm to zero, `share` of them in each convolution and linear layer but the last, which gives
+    the answer. Returns how many in which. Raises RefusedError where there's none."""
+    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)]
+    found: dict[str, int] = {}
+    for name, layer in layers[:-1]:
+        count = int(share * layer.weight.shape[0])
+        if count:
+            prune.ln_structured(layer, "weight", amount=count, n=2, dim=0)  # type: ignore[no-untyped-call]
+            gone = (layer.weight.detach().flatten(1) == 0).all(dim=1)
+            prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
+            layer.weight.requires_grad_(False)
+            if layer.bias is not None:
+                layer.bias[gone] = 0.0
+            found[name] = count
+    if not found:
+        raise RefusedError(
+            f"--prune {share:g} takes no whole channel of any layer but the last: there are {len(layers)} layers with weights"
+        )
+    return found
 
 
 def work_key(model: nn.Module, arrays: Mapping[str, NDArray[Any]], files: Iterable[Path], more: str) -> str:

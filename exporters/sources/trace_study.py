@@ -56,6 +56,7 @@ class Study:
     holds: bool = False
     runs: list[Run] = field(default_factory=list)
     key: str = ""
+    pruned: dict[str, Any] | None = None
 
     def proof_rows(self) -> Arrays:
         """The example's rows that the runs may have."""
@@ -119,6 +120,7 @@ class Study:
             "outputs": specs[split:],
             "rows": [rows for *_, rows in self.runs],
             "unbatched": self.unbatched,
+            "pruned": self.pruned,
         }
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from exporters.draft import Candidate, Draft
 from exporters.formats import to_onnx
 from exporters.optimize.fuse import DOMAIN
-from exporters.parity import measure
+from exporters.parity import measure, report
 from exporters.plan import ExportError
 from exporters.precision import cast, layers
 from exporters.precision.calibration import calibration_set, held_out
@@ -34,6 +34,8 @@ def make(draft: Draft, precision: str) -> None:
     """Add the variant of `precision` to the draft. Raises ExportError: by how much every way of making it fails its gate."""
     made = MAKERS[precision](draft)
     draft.variants[precision] = made
+    if precision != "fp32" and not draft.labelled and (doubt := report.doubt(made.distances, draft.gate(made))):
+        draft.reporter.note(f"{precision}: {doubt}")
     if made.kept:
         some = ", ".join(made.kept[:3]) + (", …" if len(made.kept) > 3 else "")
         draft.reporter.note(f"{precision}: {len(made.kept)} of {draft.base.graph.nodes} nodes stay FP32 ({some})")

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from server.backends.registry import EMULATED
+from server.cache import Answers, Cached
 from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
@@ -63,10 +64,12 @@ class Serving:
             filename=spec.path.name,
             device=spec.device,
         )
-        unbatched = "" if warmup.batched else proved or warmup.why
+        unbatched = "" if warmup.batched or config.decoupled else proved or warmup.why
         served.note = served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, unbatched))))
         if config.sequence is not None:
-            served.front = Sequences(engine, config.sequence)
+            served.front = self._stateful(Sequences(engine, config.sequence))
+        elif config.cache.max_bytes:
+            served.front = self._cached(Cached(engine, Answers(config.cache.max_bytes)))
         self._gauges(served, engine)
         if opened.lanes[0].kind != "inline":
             device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought
@@ -75,6 +78,17 @@ class Serving:
         if opened.lanes[0].kind == "process":
             self._watch(served, engine.supervisor)
         return served
+
+    def _stateful(self, front: Sequences) -> Sequences:
+        self._recorder.gauge("tidegate_sequences", {"model": front.key.name, "version": front.key.version}, lambda: front.active)
+        return front
+
+    def _cached(self, front: Cached) -> Cached:
+        gauge, labels = self._recorder.gauge, {"model": front.key.name, "version": front.key.version}
+        gauge("tidegate_cache_bytes", labels, lambda: front.answers.bytes)
+        gauge("tidegate_cache_lookups_total", {**labels, "result": "hit"}, lambda: front.hits)
+        gauge("tidegate_cache_lookups_total", {**labels, "result": "miss"}, lambda: front.misses)
+        return front
 
     def _gauges(self, served: ServedVersion, engine: Engine) -> None:
         gauge, labels = self._recorder.gauge, {"model": served.model, "version": served.version}

@@ -32,6 +32,7 @@ EXTENSIONS = [
     "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy(priority,timeout)",
+    "sequence",
     "system_shared_memory",
 ]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header

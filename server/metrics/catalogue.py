@@ -118,6 +118,11 @@ TENANT_REQUESTS = Metric(
 )
 MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
 EMULATED = Metric("tidegate_emulated", "gauge", "1 where times are a published table's: nothing was measured.", ("model", "version"))
+SEQUENCES = Metric("tidegate_sequences", "gauge", "Sequences whose state is kept, at most sequence.max_sequences.", ("model", "version"))
+CACHE_LOOKUPS = Metric(
+    "tidegate_cache_lookups_total", "counter", "Lookups of the response cache, by result (hit, miss).", ("model", "version", "result")
+)
+CACHE_BYTES = Metric("tidegate_cache_bytes", "gauge", "Bytes that the response cache holds.", ("model", "version"))
 INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
 CONNECTIONS = Metric("tidegate_connections", "gauge", "Open HTTP connections.")
 LOOP_BUSY = Metric(
@@ -141,6 +146,19 @@ PROCESS = (
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
-    *(EMULATED, INFLIGHT_BYTES, CONNECTIONS, LOOP_BUSY, LOG_LINES_DROPPED, RECORDING_DROPPED, RECORDING_BYTES, BUILD_INFO, *PROCESS),
+    *(
+        SEQUENCES,
+        CACHE_LOOKUPS,
+        CACHE_BYTES,
+        EMULATED,
+        INFLIGHT_BYTES,
+        CONNECTIONS,
+        LOOP_BUSY,
+        LOG_LINES_DROPPED,
+        RECORDING_DROPPED,
+        RECORDING_BYTES,
+        BUILD_INFO,
+        *PROCESS,
+    ),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

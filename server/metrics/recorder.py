@@ -15,6 +15,7 @@ from server.metrics.catalogue import (
     CATALOGUE,
     DROPS,
     LENGTHS,
+    MODEL_LABELS,
     OUTCOMES,
     PADDING,
     PHASE_SECONDS,
@@ -137,7 +138,7 @@ class Recorder:
         self._figures.pop(key, None)
         gone = set(zip(("model", "version", "precision"), key, strict=True))
         for gauge in list(self._gauges):
-            labels = set(gauge[1])
+            labels = {label for label in gauge[1] if label[0] in MODEL_LABELS}
             if labels and labels <= gone:
                 del self._gauges[gauge]
 

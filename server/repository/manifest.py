@@ -202,6 +202,20 @@ class Reference(_Part):
     rows: int
 
 
+class Pruning(_Part):
+    """What was taken away before the export: `channels` of `layers` layers are zeros, the `share` of least norm in each.
+
+    `cosine_mean` is between PyTorch's answers before and after; the accuracies are those of a labelled set, null without one.
+    """
+
+    share: float
+    channels: int
+    layers: int
+    cosine_mean: float
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+
+
 class Manifest(_Part):
     """The whole file. `nodes` of a variant: counts as exported and after optimisation, by step.
 
@@ -215,6 +229,7 @@ class Manifest(_Part):
     tools: dict[str, str]
     unbatched: str | None = None
     reference: Reference | None = None
+    pruning: Pruning | None = None
     variants: tuple[Variant, ...] = Field(min_length=1)
 
     def variant(self, precision: str) -> Variant | None:

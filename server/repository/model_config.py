@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from server.config import VERSION, Bytes, Seconds, Timeout
 from server.documents import Document
-from server.repository.declare.sections import PythonCode, SequenceConfig, Steps
+from server.repository.declare.sections import Cache, PythonCode, SequenceConfig, Steps
 from server.repository.emulation import Emulate
 from server.repository.model_values import BatchAxis, Buckets, Count, Datatype, PadAxes, PadValue, Policy, Rising, Rows, Shape
 from server.validation import KeyPath, nearest
@@ -28,7 +28,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "cache", "recording", "signature"),
+        (): ("routing", "recording", "signature"),
         ("precision",): ("policy", "ladder", "guard"),
     }
 )
@@ -200,6 +200,7 @@ class ModelConfig(_Section):
     python: PythonCode | None = Field(default=None, description="With `backend: python`: a class of one's own in place of a model.")
     decoupled: bool = Field(default=False, description="With `backend: python`: any number of answers to a request, over streams only.")
     sequence: SequenceConfig | None = Field(default=None, description="For a model with a state that goes from request to request.")
+    cache: Cache = Cache()
     ensemble: Steps | None = Field(default=None, description="In place of a model: others, which hand their tensors on to each other.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")

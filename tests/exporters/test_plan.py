@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exporters.plan import GATES, ModelRef, Plan, PlanError, parse_dynamic, parse_gates, parse_target
+from exporters.plan import GATES, ModelRef, Plan, PlanError, parse_dynamic, parse_gates, parse_prune, parse_target
 
 MODEL = ModelRef("nets.py:Net", "Net", (Path(),), file=Path("nets.py"))
 
@@ -83,3 +83,14 @@ def test_gates_are_changed_by_precision() -> None:
 def test_bad_gates(text: str) -> None:
     with pytest.raises(PlanError, match="--tolerate"):
         parse_gates((text,))
+
+
+def test_a_share_to_prune() -> None:
+    assert (parse_prune(None), parse_prune("0.25"), parse_prune(".5")) == (None, 0.25, 0.5)
+    with pytest.raises(PlanError, match=r"--prune 2:4: .*a T4 has 7\.5, and would compute the zeros; give a share"):
+        parse_prune("2:4")
+    for text in ("0", "1", "-0.1", "half", "1:4"):
+        with pytest.raises(PlanError, match=r"expected the share of channels to take away, above 0 and below 1"):
+            parse_prune(text)
+    with pytest.raises(PlanError, match="is a graph already"):
+        plan(model=ModelRef("m.onnx", "make", (), onnx=Path("m.onnx")), prune=0.5)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.http
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
@@ -108,6 +111,34 @@ async def test_each_sequence_has_its_own_state(tmp_path: Path) -> None:
         assert await told(connection, x(1, 3), 8, start=True) == [1] * 6
         assert await told(connection, x(1, 3), 8) == [2] * 6
         assert "has 2 rows; the sequence has 3" in str(await told(connection, x(1, 2), 8))
+
+
+@pytest.mark.parametrize("sequence", [41, 2**40, "forty-one"])
+def test_stock_clients(tmp_path: Path, sequence: int | str) -> None:
+    """Their flags and ids, over both edges and a stream."""
+    place(tmp_path, "adder", adder_model, yaml=STATE)
+    found: list[float] = []
+    streamed = queue.Queue[Any]()
+    with in_thread(tmp_path, grpc_port=0) as app:
+        for module, address in ((tritonclient.http, app.addresses.http), (tritonclient.grpc, app.addresses.grpc)):
+            with module.InferenceServerClient(address) as triton:
+                for step in range(3):
+                    flags = {"sequence_id": sequence, "sequence_start": step == 0, "sequence_end": step == 2}
+                    found.append(float(triton.infer("adder", tensors(module, step + 1), **flags).as_numpy("y")[0, 0]))
+        with tritonclient.grpc.InferenceServerClient(app.addresses.grpc) as triton:
+            triton.start_stream(lambda result, error: streamed.put(error or float(result.as_numpy("y")[0, 0])))
+            for step in range(3):
+                flags = {"sequence_id": sequence, "sequence_start": step == 0, "sequence_end": step == 2}
+                triton.async_stream_infer("adder", tensors(tritonclient.grpc, step + 1), **flags)
+            found += [streamed.get(timeout=20) for _ in range(3)]
+        assert front(app).active == 0
+    assert found == [1, 3, 6] * 3
+
+
+def tensors(module: Any, number: float) -> list[Any]:
+    tensor = module.InferInput("x", [1, 2], "FP32")
+    tensor.set_data_from_numpy(x(number))
+    return [tensor]
 
 
 @pytest.mark.parametrize(

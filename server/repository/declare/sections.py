@@ -1,4 +1,4 @@
-"""The sections of model.yaml for models that are more than a file: Python classes, ensembles, models with a state."""
+"""The sections of model.yaml for models that are more than a file: Python classes, ensembles, models with a state or a cache."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from server.config import Timeout
 from server.repository.model_values import MAX_RANK, VERSION_PATTERN
+from server.units import size
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+CacheBytes = Annotated[int, BeforeValidator(size), Field(ge=0), WithJsonSchema({"type": ["integer", "string"]})]
 
 
 def _version(value: object) -> object:
@@ -49,6 +53,12 @@ class SequenceConfig(_Section):
     state: tuple[State, ...] = Field(min_length=1, max_length=64, description="What is kept; clients neither send nor see it.")
     idle_timeout: Timeout = Field(default=60.0, description="Time after which a sequence that isn't used is forgotten.")
     max_sequences: int = Field(default=1024, ge=1, le=1 << 20, description="Most sequences that are kept; beyond them 503.")
+
+
+class Cache(_Section):
+    """Answers that are kept."""
+
+    max_bytes: CacheBytes = Field(default=0, description="Most bytes of answers that are kept, such as 64MiB; 0: none.")
 
 
 class PythonCode(_Section):

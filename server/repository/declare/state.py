@@ -1,4 +1,4 @@
-"""`sequence.state` of model.yaml, held against the model's tensors: what can't be a state is refused by place."""
+"""`sequence.state` and `cache` of model.yaml, held against the model's tensors: what can't be a state is refused by place."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ Said = TypeVar("Said", bound=TensorConfig)
 
 def with_state_axes(config: ModelConfig, folder: Path) -> ModelConfig:
     """The settings with what `sequence.state` says of its tensors' rows put where all tensors have it. Raises ModelDefect."""
+    if config.cache.max_bytes and (config.sequence is not None or config.decoupled or config.ensemble is not None):
+        raise said_wrong(folder, ("cache",), "answers of sequences, decoupled models and ensembles aren't kept; an ensemble's parts may be")
     if config.sequence is None:
         return config
     if config.decoupled or config.ensemble is not None:

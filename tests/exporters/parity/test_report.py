@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from exporters.parity.report import failures, parity
+from exporters.parity.report import doubt, failures, parity
 from exporters.plan import Gate
 from server.numerics import distance
 from server.tensors import TensorSpec
@@ -72,3 +72,13 @@ def test_one_row_of_few_may_be_chance() -> None:
         other = answers.copy()
         other[:wrong] = other[:wrong, [1, 2, 0]]
         assert bool(failures({"logits": distance(answers, other)}, [LOGITS], loose)) == fails
+
+
+def test_few_rows_leave_a_doubt() -> None:
+    gate = Gate(relative=2.0, cosine=0.0, confident=0.05)
+    sure, unsure = (np.eye(3, dtype=np.float32)[np.arange(80) % 3] * scale for scale in (9, 0.1))
+    for rows, doubtful in ((7, True), (58, True), (59, False), (80, False)):
+        said = doubt({"logits": distance(sure[:rows], sure[:rows])}, gate)
+        assert said.startswith(f"only {rows} rows that PyTorch is sure of") == doubtful
+        assert bool(said) == doubtful
+    assert doubt({"embedding": distance(unsure, unsure)}, gate) == ""

@@ -100,6 +100,8 @@ def test_figures_are_kept_until_closed() -> None:
     recorder.gauge("tidegate_queue_rows", {"model": "digits", "version": "2"}, lambda: 2.0)
     recorder.gauge("tidegate_model_ready", labels(KEY), lambda: 1.0)
     recorder.gauge("tidegate_connections", {}, lambda: 1.0)
+    recorder.gauge("tidegate_cache_lookups_total", {"model": "digits", "version": "1", "result": "hit"}, lambda: 1.0)
+    recorder.gauge("tidegate_lane_restarts_total", {**labels(KEY), "reason": "died"}, lambda: 1.0)
     recorder.close(KEY)
     figures, _, gauges = recorder.snapshot()
     assert figures == []

@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 import uvloop
+from rich.console import Console
 
 from server.app import App
 from server.backends.registry import backend_named
+from server.commands.check import show, understand
 from server.config import Settings, load_settings
 
 GC_THRESHOLDS = (20_000, 20, 50)  # allocations between collections: a request makes a dozen objects, few of them in cycles
@@ -24,6 +26,7 @@ app = typer.Typer(help="Serve a model repository over HTTP and gRPC (Open Infere
 def serve(
     repository: Annotated[Path | None, typer.Option(help="Folder with the models: NAME/VERSION/model.onnx.")] = None,
     config: Annotated[Path | None, typer.Option(help="server.yaml; a flag wins over TIDEGATE_*, which wins over the file.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Say how each model is understood, and start nothing.")] = False,
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
     http_port: Annotated[int | None, typer.Option(help="HTTP port; 0 for any free one.")] = None,
     grpc_port: Annotated[str | None, typer.Option(help="gRPC port; 0 for any free one, off for none.")] = None,
@@ -44,6 +47,10 @@ def serve(
         "allow": allow,
     }
     settings = load_settings(config, flags)
+    if check:
+        found = understand(settings)
+        show(found, Console())
+        raise typer.Exit(1 if any(one.fault for one in found) else 0)
     backend_named("onnxruntime")  # names the extras to install, before anything listens
     uvloop.run(_serve(settings))
 

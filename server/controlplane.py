@@ -154,7 +154,11 @@ class ControlPlane:
         async with self._lock(name):
             override = await self._loader.run(self._overrides.kept, name, wish)
             store = Store(override.place) if override.place else self._store
-            listing = await self._loader.run(store.find, name, override.values)
+            try:
+                listing = await self._loader.run(store.find, name, override.values)
+            except ConfigError as error:
+                self._journal.lifecycle("repository_not_readable", level="warning", reason=str(error))
+                raise Unavailable(f"failed to load '{name[:255]}': the model repository can't be read now") from error
             if not listing.entries and not listing.problems:
                 raise NotFound(f"failed to load '{name[:255]}', failed to poll from model repository: there is no such model")
             self._wanted.add(name)
@@ -285,7 +289,10 @@ class ControlPlane:
         are gone. Only where clients load models: else the index shows what was or will be loaded."""
         if self._settings.model_control != "explicit" or not self.loaded:
             return
-        listing = await asyncio.to_thread(self._store.scan)
+        try:
+            listing = await asyncio.to_thread(self._store.scan)
+        except ConfigError:  # what serves goes on; the index says what it knew
+            return
         there = {(entry.name, version) for entry in listing.entries for version in entry.versions}
         for served in list(self._table):
             if served.serving is None and served.reason in (NOT_LOADED, UNLOADED) and (served.model, served.version) not in there:

@@ -11,7 +11,7 @@ from typing import Any
 from server.engine.engine import Engine
 from server.protocol.proto.messages import Message, message_class
 from server.repository.declare.sections import Step
-from server.repository.model_config import ModelConfig
+from server.repository.model_config import ModelConfig, Versions
 from server.router.table import ServedVersion
 from server.tensors import TensorSpec
 
@@ -28,7 +28,7 @@ def triton_config(served: ServedVersion) -> Message:
         name=served.model,
         platform=served.platform,
         backend=served.platform,
-        version_policy=_policy(config.versions.policy),
+        version_policy=_policy(config.versions),
         max_batch_size=front.max_rows,
         input=[_tensor(spec, front.max_rows) for spec in front.inputs],
         output=[_output(spec, front.max_rows, config) for spec in front.outputs],
@@ -64,10 +64,10 @@ def _step(step: Step) -> dict[str, Any]:
     return {"model_name": step.model, "model_version": version, "input_map": step.inputs, "output_map": step.outputs}
 
 
-def _policy(policy: str | tuple[str, ...]) -> Mapping[str, Any]:
-    if policy == "latest":
-        return {"latest": {"num_versions": 1}}
-    return {"all": {}} if policy == "all" else {"specific": {"versions": [int(version) for version in policy]}}
+def _policy(said: Versions) -> Mapping[str, Any]:
+    if said.policy == "latest":
+        return {"latest": {"num_versions": said.count}}
+    return {"all": {}} if said.policy == "all" else {"specific": {"versions": [int(version) for version in said.policy]}}
 
 
 def _tensor(spec: TensorSpec, max_rows: int) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class VariantSpec:
 
     `device` is "cpu" or "cuda:N". `threads` is intra-op threads, 0 for the backend's default. `optimization_level` is the
     exporter's (0 to 4) and says how much the backend may optimise at load. `inputs` and `outputs` override what the file says
-    where they aren't empty. `options` are the backend's own settings.
+    where they aren't empty. `options` are the backend's own settings. `reshape` has
+    the shapes that the model itself takes and gives, by tensor, where `inputs` and `outputs` declare others of as many elements.
     """
 
     model: str
@@ -35,6 +36,7 @@ class VariantSpec:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    reshape: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -1,13 +1,16 @@
-"""What is declared of a model's tensors against what its file says: the declaration may say more, never something else."""
+"""What is declared of a model's tensors against what its file says: the declaration may say more, never something else, but for shapes
+of as many elements, between which tensors are reshaped on their way in and out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
-from server.backends.base import VariantSpec
-from server.errors import ModelDefect
-from server.tensors import TensorSpec
+from server.backends.base import Backend, VariantSpec
+from server.errors import InvalidRequest, ModelDefect
+from server.tensors import Tensor, TensorSpec
 
 
 def settled(
@@ -47,3 +50,57 @@ def _fits(declared: Sequence[int], found: Sequence[int]) -> bool:
     if not found:
         return True
     return len(declared) == len(found) and all(file in (-1, axis) for axis, file in zip(declared, found, strict=True))
+
+
+def open_declared(backend: type[Backend], spec: VariantSpec) -> Backend:
+    """Open a variant whose tensors may be declared in other shapes than the model's own. Raises ModelDefect."""
+    return Reshaped(backend, spec) if spec.reshape else backend.open(spec)
+
+
+class Reshaped:
+    """A backend that takes and gives tensors as declared, around one that has them as the model does. Reshaping copies nothing."""
+
+    version: ClassVar[str] = "reshaped"
+
+    def __init__(self, backend: type[Backend], spec: VariantSpec) -> None:
+        own = replace(spec, inputs=_as_own(spec.inputs, spec.reshape), outputs=_as_own(spec.outputs, spec.reshape), reshape={})
+        self._inner = backend.open(own)
+        self.inputs = _as_declared(self._inner.inputs, spec.inputs)
+        self.outputs = _as_declared(self._inner.outputs, spec.outputs)
+        self._own = {tensor.name: tensor for tensor in (*own.inputs, *own.outputs) if tensor.name in spec.reshape}
+        self._declared = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs) if tensor.name in spec.reshape}
+
+    @classmethod
+    def open(cls, spec: VariantSpec) -> Backend:
+        """It is opened around another: see open_declared."""
+        raise ModelDefect(f"{spec.path}: reshaping is no backend of its own")
+
+    def run(self, inputs: Mapping[str, Tensor], rows: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """As the inner backend's, in the declared shapes."""
+        into = None if out is None else {name: _shaped(array, self._own.get(name)) for name, array in out.items()}
+        outputs = self._inner.run({name: _shaped(array, self._own.get(name)) for name, array in inputs.items()}, rows, into)
+        return {name: _shaped(array, self._declared.get(name)) for name, array in outputs.items()}
+
+    def close(self) -> None:
+        """Close the inner backend."""
+        self._inner.close()
+
+
+def _as_own(tensors: Sequence[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple(replace(tensor, shape=shapes.get(tensor.name, tensor.shape), max_shape=None) for tensor in tensors)
+
+
+def _as_declared(found: Sequence[TensorSpec], declared: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    by_name = {tensor.name: tensor for tensor in declared}
+    return tuple(by_name.get(tensor.name, tensor) for tensor in found)
+
+
+def _shaped(array: Tensor, spec: TensorSpec | None) -> Tensor:
+    """An array in the shape of a spec, which leaves at most one axis open besides the one that counts rows."""
+    if spec is None:
+        return array
+    shape = (array.shape[0], *spec.shape[1:]) if spec.batch_axis == 0 else spec.shape
+    try:
+        return array.reshape(shape)
+    except ValueError as error:
+        raise InvalidRequest(f"tensor {spec.name!r}: {list(array.shape)} can't be reshaped to {list(shape)}") from error

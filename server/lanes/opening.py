@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
+from server.backends.declared import open_declared
 from server.backends.registry import EMULATED, ISOLATED, backend_named
 from server.errors import ModelDefect
 from server.lanes.base import Lane
@@ -89,7 +90,7 @@ def _in_this_process(spec: VariantSpec, plan: LanePlan, shapes: list[Shape], loo
     backend_class = backend_named(spec.backend)
 
     def open_backend(threads: int) -> Backend:
-        return backend_class.open(replace(spec, threads=threads))
+        return open_declared(backend_class, replace(spec, threads=threads))
 
     begun = time.monotonic()
     first = open_backend(spec.threads)

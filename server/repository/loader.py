@@ -96,6 +96,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         inputs=completed(entry, "inputs", found.inputs, config.inputs),
         outputs=completed(entry, "outputs", found.outputs, config.outputs),
         options=found.options,
+        reshape={name: said.reshape for name, said in (*config.inputs.items(), *config.outputs.items()) if said.reshape is not None},
     )
     check_state(entry.path, config, *found.declared)
     padding = padding_of(entry.path, config, *found.declared)

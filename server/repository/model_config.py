@@ -6,6 +6,7 @@ with the file, the line and the nearest right word. JSON Schema: docs/schemas/mo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -166,8 +167,24 @@ class TensorConfig(_Section):
     batch_axis: BatchAxis = Field(
         default=None, description="0: its first axis counts rows; null: it isn't per row. Said here, it isn't put to the proof at warm-up."
     )
+    reshape: Shape | None = Field(
+        default=None, description="The whole shape that the model itself has, where `shape` is another of as many elements."
+    )
     max_shape: Shape | None = Field(default=None, description="Longest that each axis of a request may be, -1 for no bound.")
     labels: str | None = Field(default=None, max_length=255, description="File beside model.yaml with a name a line for the last axis.")
+
+    @model_validator(mode="after")
+    def _reshapes(self) -> TensorConfig:
+        if self.reshape is None:
+            return self
+        if self.shape is None:
+            raise ValueError(f"reshape: {list(self.reshape)} needs `shape`, in which clients have the tensor")
+        rows = int(self.batch_axis == 0)
+        ends = (self.shape[rows:], self.reshape[rows:])
+        open_ = [end.count(-1) for end in ends]
+        if max(open_) > 1 or open_[0] != open_[1] or math.prod(ends[0]) != math.prod(ends[1]):
+            raise ValueError(f"reshape: {list(self.reshape)} hasn't as many elements as the shape {list(self.shape)}")
+        return self
 
 
 class OutputConfig(TensorConfig):

@@ -103,13 +103,22 @@ def repository_index(transport: Transport) -> None:
     assert len(rows) == len(DTYPES) + 6
 
 
+def most_rows(transport: Transport, model: str) -> int:
+    found = transport.ask("get_model_config", model)
+    return int(found.get("config", found)["max_batch_size"])
+
+
 def repository_control(transport: Transport) -> None:
     transport.ask("unload_model", "spare")
     assert not transport.ask("is_model_ready", "spare")
     with pytest.raises(Refused, match="not at ready state"):
         transport.infer(Ask("spare", PAIR))
+    transport.ask("load_model", "spare", config='{"max_batch_size": "16"}')
+    assert most_rows(transport, "spare") == 16
+    transport.ask("unload_model", "spare", unload_dependents=True)
     transport.ask("load_model", "spare")
     assert transport.ask("is_model_ready", "spare")
+    assert most_rows(transport, "spare") == 64
     transport.infer(Ask("spare", PAIR))
     for act, model, code, text in (
         ("load_model", "nobody", "NOT_FOUND", "failed to load 'nobody'"),

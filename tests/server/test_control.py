@@ -133,6 +133,17 @@ async def test_new_models_show_in_the_index_and_gone_ones_do_not(tmp_path: Path)
         assert await index(connection) == {}
 
 
+async def test_an_index_without_its_repository_says_what_it_knew(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    place(root, "m")
+    async with explicit(root, "m") as (_, connection):
+        root.rename(tmp_path / "away")
+        assert await index(connection) == {("m", "1"): ("READY", "")}
+        status, error = await act(connection, "load", "m")
+        assert (status, error) == (503, "failed to load 'm': the model repository can't be read now")
+        assert (await asked(connection))[0] == 200
+
+
 async def test_a_repository_by_name_is_not_supported(tmp_path: Path) -> None:
     async with explicit(tmp_path) as (_, connection):
         for path in ("index", "models/m/load", "models/m/unload"):

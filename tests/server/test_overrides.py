@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from base64 import b64encode
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as stock_grpc
 import tritonclient.http as stock_http
+from onnx import helper
 from tritonclient.utils import InferenceServerException
 
 from server.control.uploads import PREFIX
-from tests.server.models import Build, linear_model, place, sum_rows_model, two_inputs_model
-from tests.server.running import Wire, http, in_thread
+from tests.server.models import Build, linear_model, place, sum_rows_model, two_inputs_model, value, write_model
+from tests.server.running import Wire, http, in_thread, infer_json
 from tests.server.test_control import act, answer_of, asked, explicit, index, write_anew
 
 
@@ -84,8 +86,7 @@ async def test_an_override_holds_until_the_model_is_unloaded(tmp_path: Path) -> 
         (load({"input": [{"name": "nobody", "dims": [1]}]}), 400, "inputs.nobody: the model has none of this name"),
         (load({"backend": "no_such"}), 400, "unknown backend 'no_such'"),
         (b'{"parameters": {"config": 5}}', 400, "parameters.config: expected a ModelConfig as JSON in a string, got int"),
-        (b'{"parameters": []}', 200, ""),
-        (b'{"parameters": [1]}', 400, "parameters: expected a JSON object, got list"),
+        (b'{"parameters": []}', 400, "parameters: expected a JSON object, got list"),
         (b'{"parameters": {"other": "x"}}', 400, "parameters: expected config and file:PATH, got 'other'"),
         (b'{"parameters": {"file:1/model.onnx": "!"}}', 400, "expected the file in base64"),
         (b'{"parameters": {"file:1/model.onnx": 3}}', 400, "expected the file in base64"),
@@ -177,6 +178,16 @@ async def test_files_that_are_in_each_others_way(tmp_path: Path) -> None:
             assert (status, "a folder" in error) == (400, True), error
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 3, (3 << 16) - 1, 3 << 16, (3 << 16) + 1, 500_000])
+async def test_files_come_whole_whatever_their_length(tmp_path: Path, length: int) -> None:
+    content = bytes(number % 251 for number in range(length))
+    async with explicit(tmp_path, allow="upload") as (_, connection):
+        body = load({}, **{"1__model.onnx": model_bytes(tmp_path, 1), "1__data.bin": content})
+        assert await act(connection, "load", "m", body) == (200, "")
+        (file,) = await asyncio.to_thread(lambda: list(next(iter(uploads())).glob("*/m/1/data.bin")))
+        assert await asyncio.to_thread(file.read_bytes) == content
+
+
 async def test_files_need_a_configuration(tmp_path: Path) -> None:
     async with explicit(tmp_path, allow="upload") as (_, connection):
         status, error = await act(connection, "load", "m", load(None, **{"1__model.onnx": b"x"}))
@@ -204,6 +215,12 @@ def test_the_stock_clients(tmp_path: Path) -> None:
 # A repository as Triton has it
 
 
+def pooled_model(path: Path, taken: list[int], given: list[int]) -> Path:
+    """y = mean of x over its last two axes."""
+    node = helper.make_node("GlobalAveragePool", ["x"], ["y"])
+    return write_model(path, [node], [value("x", taken)], [value("y", given)])
+
+
 TRITONS: dict[str, tuple[Build, str]] = {
     "simple": (
         two_inputs_model,
@@ -221,6 +238,21 @@ TRITONS: dict[str, tuple[Build, str]] = {
         sum_rows_model,
         'backend: "onnxruntime" input { name: "x" data_type: TYPE_FP32 dims: [ -1, 4 ] } output { name: "y" dims: [ 1, 4 ] }',
     ),
+    "pictures": (
+        lambda path: pooled_model(path, [1, 3, 2, 2], [1, 3, 1, 1]),
+        """
+        input [ { name: "x" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [ 3, 2, 2 ] reshape { shape: [ 1, 3, 2, 2 ] } } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 3 ] reshape { shape: [ 1, 3, 1, 1 ] } } ]
+        """,
+    ),
+    "scalars": (
+        lambda path: write_model(path, [helper.make_node("Neg", ["x"], ["y"])], [value("x", ["N"])], [value("y", ["N"])]),
+        """
+        max_batch_size: 4
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 1 ] reshape { shape: [ ] } } ]
+        """,
+    ),
     "wrong": (linear_model, 'max_batch_size: 8 input { name: "x" data_type: TYPE_INT32 dims: [ 8 ] }'),
 }
 
@@ -230,12 +262,21 @@ async def test_a_repository_of_config_pbtxt_alone(tmp_path: Path, capsys: pytest
         (place(tmp_path, name, build) / "config.pbtxt").write_text(text)
     async with explicit(tmp_path, "*") as (_, connection):
         rows = await index(connection)
-        assert {name: state for (name, _), (state, _) in rows.items()} == {"simple": "READY", "sums": "READY", "wrong": "UNAVAILABLE"}
+        assert {name: state for (name, _), (state, _) in rows.items()} == {
+            **dict.fromkeys(("pictures", "scalars", "simple", "sums"), "READY"),
+            "wrong": "UNAVAILABLE",
+        }
         assert "INT32" in rows["wrong", "1"][1]
         found = await config_of(connection, "simple")
         assert (found["max_batch_size"], found["dynamic_batching"]["preferred_batch_size"]) == (8, [4])
         found = await config_of(connection, "sums")
         assert (found["max_batch_size"], found["input"][0]["dims"]) == (0, [-1, 4])
+        picture = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+        (answer,) = (await connection.ask(infer_json("pictures", picture))).json()["outputs"]
+        assert (answer["shape"], answer["data"]) == ([3], [1.5, 5.5, 9.5])
+        (answer,) = (await connection.ask(infer_json("scalars", np.array([[1], [2]], np.float32)))).json()["outputs"]
+        assert (answer["shape"], answer["data"]) == ([2, 1], [-1.0, -2.0])
+        assert (await config_of(connection, "scalars"))["input"][0]["dims"] == [1]
     logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     warnings = [line["reason"] for line in logged if line["event"] == "configuration_passed_over"]
     assert warnings == [f"{tmp_path / 'simple' / 'config.pbtxt'}:8:9: metric_tags: nothing here acts on it"]

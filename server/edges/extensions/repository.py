@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64decode
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +15,7 @@ from server.errors import InvalidRequest, Unsupported
 from server.gate import Gate, Operation
 
 FILE = "file:"
+PIECE = 1 << 18  # characters; a multiple of 4
 ONE_REPOSITORY = "'repository_name' isn't supported: this server has one repository; leave it out"
 
 
@@ -33,7 +35,8 @@ def add_repository(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
     @app.post("/v2/repository/models/{model}/load", tags=["repository"], summary="Load a model, or load it again")
     async def load(request: Request, model: str) -> Response:
         allow(request, Operation.MODEL_LOAD)
-        await control.load(model, *_brought(await json_object(request)))
+        body = await json_object(request)
+        await control.load(model, *await asyncio.to_thread(_brought, body))  # a model in base64 would hold the loop for long
         return Response()
 
     @app.post("/v2/repository/models/{model}/unload", tags=["repository"], summary="Unload a model")
@@ -61,10 +64,16 @@ def _brought(body: dict[str, Any]) -> tuple[str | None, dict[str, bytes]]:
         if not name.startswith(FILE):
             raise InvalidRequest(f"parameters: expected config and {FILE}PATH, got {name[:80]!r}")
         try:
-            files[name.removeprefix(FILE)] = b64decode(value, validate=True)
+            files[name.removeprefix(FILE)] = _decoded(value)
         except (ValueError, TypeError) as error:
             raise InvalidRequest(f"parameters.{name[:80]}: expected the file in base64: {error}") from error
     return config, files
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of base64, piece by piece, so that other threads get their turn. Raises ValueError, TypeError."""
+    last = max(0, len(text) - 1) // PIECE * PIECE
+    return b"".join(b64decode(text[start : start + PIECE], validate=True) for start in range(0, last + 1, PIECE))
 
 
 def _parameters(body: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from time import monotonic
 from typing import NoReturn
 
 from server.backends.base import Backend
+from server.backends.declared import open_declared
 from server.backends.registry import backend_named
 from server.errors import DeviceLost, ModelDefect, TidegateError
 from server.lanes.base import RunResult
@@ -113,7 +114,7 @@ def _open(channel: socket.socket, job: Job) -> Backend | None:
 def _open_backend(job: Job) -> tuple[Backend, Ready]:
     backend_class = backend_named(job.spec.backend)
     begun = monotonic()
-    backend = backend_class.open(job.spec)
+    backend = open_declared(backend_class, job.spec)
     opening = (monotonic() - begun, file_size(job.spec.path))
     warmup = warm_up(backend, job.rows, trust_batch_axis=job.trust_batch_axis)
     ready = Ready(backend.inputs, backend.outputs, warmup, Shape(1, job.spec.threads))
@@ -121,7 +122,7 @@ def _open_backend(job: Job) -> tuple[Backend, Ready]:
         return backend, replace(ready, shape=job.shapes[0]) if job.shapes else ready
 
     def another(threads: int) -> Backend:
-        return backend_class.open(replace(job.spec, threads=threads))
+        return open_declared(backend_class, replace(job.spec, threads=threads))
 
     choice = sweep(backend, job.shapes, warmup, opening, another)
     for other in choice.backends[1:]:  # each lane has a process of its own

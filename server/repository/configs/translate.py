@@ -23,6 +23,8 @@ BACKENDS: Mapping[str, str] = {
 }
 """Triton's platforms and backends that have another name here."""
 ENSEMBLE = "ensemble"
+CACHE_BYTES = 64 << 20
+"""What a model's cache holds that is only said to have one."""
 _DATATYPES = {kind.config: kind.name for kind in DTYPES.values()}
 
 UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
@@ -36,13 +38,16 @@ UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
             "optimization",
             "ensemble_scheduling",
             "sequence_batching",
+            "response_cache",
         ),
     ),
     "version_policy": ("latest", "all", "specific"),
     "version_policy.latest": ("num_versions",),
     "version_policy.specific": ("versions",),
-    "input": ("name", "data_type", "dims", "format"),
-    "output": ("name", "data_type", "dims", "label_filename"),
+    "input": ("name", "data_type", "dims", "format", "reshape"),
+    "input.reshape": ("shape",),
+    "output": ("name", "data_type", "dims", "label_filename", "reshape"),
+    "output.reshape": ("shape",),
     "dynamic_batching": (
         *("preferred_batch_size", "max_queue_delay_microseconds", "priority_levels", "default_priority_level", "default_queue_policy"),
     ),
@@ -55,6 +60,7 @@ UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "parameters": ("string_value",),
     "sequence_batching": ("state", "max_sequence_idle_microseconds", "control_input", "direct", "oldest"),
     "sequence_batching.state": ("input_name", "output_name", "data_type", "dims"),
+    "response_cache": ("enable",),
     "ensemble_scheduling": ("step",),
     "ensemble_scheduling.step": ("model_name", "model_version", "input_map", "output_map"),
     "model_transaction_policy": ("decoupled",),
@@ -130,6 +136,8 @@ def _tensors(message: Message, found: Translated) -> None:
             found.say((*key, "batch_axis"), 0 if message.max_batch_size else None, source)
             if tensor.dims:
                 found.say((*key, "shape"), [*([-1] if message.max_batch_size else []), *tensor.dims], (*source, "dims"))
+            if tensor.HasField("reshape"):
+                found.say((*key, "reshape"), [*([-1] if message.max_batch_size else []), *tensor.reshape.shape], (*source, "reshape", 0))
             if tensor.data_type:
                 found.say((*key, "dtype"), _DATATYPES[_enum_name(tensor, "data_type")], (*source, "data_type"))
             if theirs == "output" and tensor.label_filename:
@@ -190,6 +198,12 @@ def _acceleration(message: Message, found: Translated) -> None:
             found.pass_over(source, f"the model's file runs as it is, not through {accelerator.name or 'an accelerator'}{export}")
 
 
+def _cache(message: Message, found: Translated) -> None:
+    """Triton gives its cache a size for all models together; here each has its own."""
+    if message.response_cache.enable:
+        found.say(("cache", "max_bytes"), CACHE_BYTES, ("response_cache", 0, "enable"))
+
+
 def _ensemble(message: Message, found: Translated) -> None:
     source: FieldPath = ("ensemble_scheduling", 0, "step")
     steps = [
@@ -229,6 +243,7 @@ _PARTS: tuple[Callable[[Message, Translated], None], ...] = (
     _instances,
     _warmup,
     _acceleration,
+    _cache,
     _ensemble,
     _sequences,
 )

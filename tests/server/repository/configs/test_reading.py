@@ -94,7 +94,16 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
         ("version_policy { all {} }", {"versions": {"policy": "all"}}),
         ("version_policy { latest { num_versions: 2 } }", {"versions": {"policy": "latest", "count": 2}}),
         ('input { name: "x" dims: [ 2, 4 ] }', {"inputs": {"x": {"batch_axis": None, "shape": [2, 4]}}}),
+        (
+            'max_batch_size: 2 input { name: "x" dims: 1 reshape { shape: [] } }',
+            {
+                "batching": {"max_rows": 2},
+                "inputs": {"x": {"batch_axis": 0, "shape": [-1, 1], "reshape": [-1]}},
+            },
+        ),
         ("dynamic_batching {}", {}),
+        ("response_cache { enable: true }", {"cache": {"max_bytes": 64 << 20}}),
+        ("response_cache { enable: false }", {}),
         ("model_transaction_policy { decoupled: true }", {"decoupled": True}),
         (
             'sequence_batching { direct {} max_sequence_idle_microseconds: 5000000 state { input_name: "h" output_name: "hn" } }',
@@ -185,6 +194,10 @@ def test_what_is_passed_over_is_told_once(tmp_path: Path, text: str, warning: st
         ("input { name: 'x' dims: [ -2 ] }", ":1:19: input.dims: input should be greater than or equal to -1"),
         ("default_model_filename: '../m.onnx'", ":1:1: default_model_filename: "),
         ("version_policy { specific { versions: [0] } }", ":1:29: version_policy.specific.versions: a version is a whole number from 1"),
+        (
+            "input { name: 'x' dims: [ 4 ] reshape { shape: [ 2, 3 ] } }",
+            ":1:39: input.reshape: reshape: [2, 3] hasn't as many",
+        ),
         ("{" * 2000, ":1:1: "),
         ("input {" * 200, ":1:8: unknown field 'input' of ModelInput"),
     ],

@@ -13,12 +13,14 @@ from typing import Any
 import orjson
 
 from server.config import Settings
+from server.control.dials import Dials
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
 from server.edges.extensions.generate import add_generate
 from server.edges.extensions.repository import add_repository
+from server.edges.extensions.settings import add_settings
 from server.edges.extensions.shared_memory import add_shared_memory
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
@@ -29,14 +31,17 @@ from server.edges.rest import EXTENSIONS, build_rest
 from server.gate import Gate, Operation
 from server.lending import Lending
 from server.logs import Journal
-from server.metrics.exposition import LoopProbe, MetricsServer
+from server.metrics.exposition import LoopProbe, MetricsServer, Sources
+from server.metrics.gpu import Gpus, nvml_library
 from server.metrics.recorder import Recorder
+from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
 from server.regions import RegionLimits, Regions
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
+from server.statistics import model_statistics
 
 SWITCH_INTERVAL = 1e-4  # seconds: at the default 5 ms a busy loop starves thread lanes for seconds (measured)
 
@@ -56,14 +61,15 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.table = ServingTable()
-        self.recorder = Recorder()
+        self.recorder = Recorder(watched=settings.metrics.summaries)
         self.journal = Journal(settings.log)
         self.gate = Gate.from_settings(settings)
         self.router = Router(self.table)
         self.recording = Recording.from_settings(settings.recording)
         self.regions = _regions(settings)
         lending = Lending(self.regions, partial(self.gate.check, operation=Operation.SHARED_MEMORY), settings.limits.inflight_bytes)
-        self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording)
+        self.dials = Dials(settings, self.journal, self.router)
+        self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording, self.dials.tracer)
         self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal, self.dataplane.step)
         self._hurry = asyncio.Event()
         self._draining = False
@@ -71,16 +77,24 @@ class App:
         layouts = Layouts()
         self._worker = JsonWorker(layouts)
         self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
-        rest = build_rest(settings, self.gate, self.router, self.ready)
+        statistics = partial(model_statistics, self.router, self.recorder)
+        rest = build_rest(settings, self.gate, self.router, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring)
         add_configuration(rest, self.gate, self.router)
         add_shared_memory(rest, self.gate, self.regions)
         add_generate(rest, self.edge)
         add_repository(rest, self.gate, self.control)
+        add_settings(rest, self.gate, self.dials)
         self.http = HttpServer(settings, rest, self.edge)
-        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, self.regions)
+        servicer = Servicer(
+            *(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready),
+            *(statistics, self.dials, self.regions),
+        )
         self.grpc = GrpcServer(settings, self.edge, servicer)
-        self.metrics = MetricsServer(settings.host, settings.metrics_port, self.recorder, live=lambda: True, ready=self.ready)
+        self.gpus = Gpus(lambda state: self.journal.lifecycle("gpus", state=state), nvml_library()) if settings.metrics.gpu else None
+        latencies = Latencies(settings.metrics.histograms, settings.metrics.summaries)
+        sources = Sources(self.recorder, self.gpus, latencies)
+        self.metrics = MetricsServer(settings.host, settings.metrics_port, sources, live=lambda: True, ready=self.ready)
         self._probe = LoopProbe(loop, self.recorder)
 
     def ready(self) -> bool:
@@ -97,6 +111,8 @@ class App:
         """Listen, then load. Requests for a model are refused with 503 until it is ready. Raises ConfigError."""
         sys.setswitchinterval(SWITCH_INTERVAL)
         self.metrics.start()
+        if self.gpus is not None:
+            self.gpus.start()
         await self._worker.start()
         await self.http.start()
         await self.grpc.start()
@@ -106,6 +122,8 @@ class App:
         if (recording := self.recording) is not None:
             self.recorder.gauge("tidegate_recording_dropped_total", {}, lambda: float(recording.dropped))
             self.recorder.gauge("tidegate_recording_bytes", {}, lambda: float(recording.folder.used))
+        if (sender := self.dials.sender) is not None:
+            self.recorder.gauge("tidegate_traces_dropped_total", {}, lambda: float(sender.dropped))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
         await self.control.load_all()
 
@@ -138,8 +156,11 @@ class App:
         self._worker.close()
         self.regions.unregister()
         self.metrics.close()
+        if self.gpus is not None:
+            self.gpus.close()
         if self.recording is not None:
             self.recording.close()
+        self.dials.close()
         self.journal.lifecycle("stopped")
         self.journal.close()
 

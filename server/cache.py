@@ -121,6 +121,7 @@ class Cached:
         facts = BatchFacts(kept.rows, 1, HIT, self.key.precision, HIT, begun, begun, monotonic())
         wanted = [output.name for output in request.outputs] or kept.outputs
         outputs = {name: kept.outputs[name] for name in wanted}
+        self.figures.hit(facts.finished - begun)
         on_response(InferResponse(self.key.name, self.key.version, request.id, outputs, batch=facts), True)
         return ANSWERED
 
@@ -128,7 +129,9 @@ class Cached:
         def answered(response: InferResponse, final: bool) -> None:
             if response.error is None:
                 self.misses += 1
+                begun = monotonic()
                 self.answers.put(key, request.rows, response.outputs)
+                self.figures.missed(lookup + monotonic() - begun)
             on_response(response, final)
 
         return self._engine.submit(request, answered)

@@ -192,6 +192,23 @@ class Recording(_Section):
     max_bytes: Annotated[Bytes, Field(ge=1 << 20)] = Field(default=1 << 30, description="Most bytes in the folder; the oldest files go.")
 
 
+class Metrics(_Section):
+    """What /metrics shows beside what it always does."""
+
+    histograms: bool = Field(default=False, description="Triton's histograms of latency (nv_*_histogram_us); 50 series a version.")
+    summaries: bool = Field(default=False, description="Triton's quantiles of the last minute (nv_*_summary_us); a version keeps some MB.")
+    gpu: bool = Field(default=True, description="Whether the GPUs' figures are read, by NVML, where there are any.")
+
+
+class Tracing(_Section):
+    """Traces of requests; none without an endpoint."""
+
+    endpoint: str | None = Field(
+        default=None, pattern=r"^https?://[^\s]+$", description="Collector that spans are sent to by OTLP over HTTP: http://127.0.0.1:4318."
+    )
+    sample: Share = Field(default=0.01, description="Share of requests that are traced, of those that belong to no trace yet.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -220,6 +237,9 @@ class Settings(_Section):
     log: Log = Log()
     lanes: LaneDefaults = LaneDefaults()
     recording: Recording = Recording()
+    metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
+    files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
     @model_validator(mode="after")
     def _loads(self) -> Settings:

@@ -20,6 +20,7 @@ from server.metrics.recorder import Recorder
 from server.protocol.binary_codec import Takes
 from server.recording import Recording
 from server.router.router import Router
+from server.tracing.tracer import Tracer
 
 
 class Settled:
@@ -33,14 +34,23 @@ SETTLED = Settled()
 
 
 class DataPlane:
-    """`lending` reads and writes tensors in clients' shared memory."""
+    """`lending` reads and writes tensors in clients' shared memory. `tracer` is None where nothing can be traced."""
 
-    def __init__(self, router: Router, recorder: Recorder, journal: Journal, lending: Lending, recording: Recording | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        recorder: Recorder,
+        journal: Journal,
+        lending: Lending,
+        recording: Recording | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._router = router
         self._recorder = recorder
         self._journal = journal
         self._lending = lending
         self._recording = recording
+        self._tracer = tracer
         self._note = recorder.ring.arrival
 
     def infer(self, request: InferRequest, on_response: OnResponse, *, streamed: bool = False) -> CancelHandle:
@@ -103,9 +113,13 @@ class DataPlane:
         if figures is None:
             self._recorder.unrouted(error.reason if error is not None else "unloaded")
         elif error is not None or batch is None:
-            figures.failed(error.reason if error is not None else "internal")
+            figures.failed(error.reason if error is not None else "internal", total)
         else:
             figures.answered(total, batch.cut - request.queued, request.decode_seconds, encode_seconds)
         if request.tenant and figures is not None:  # else it's still as the client wrote it, which no label may be
             self._recorder.tenant(request.tenant, error.reason if error is not None else "")
+        if self._tracer is not None:
+            trace_id = self._tracer.finished(request, response, total, encode_seconds)
+            if trace_id and error is None and figures is not None:
+                figures.example(total, trace_id)
         self._journal.finished(request, response, total, encode_seconds)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from server.engine.admission import Terms, fit
 from server.errors import InvalidRequest, ModelDefect, TidegateError
 from server.messages import BatchFacts, CancelHandle, InferRequest, InferResponse, Layout, ModelKey, OnResponse, RequestedOutput
-from server.metrics.recorder import Figures
+from server.metrics.figures import Figures
 from server.repository.declare.sections import Step
 from server.router.table import Front
 from server.tensors import Tensor, TensorSpec, dtype_of

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.errors import ModelUnavailable, NotFound
 from server.messages import InferRequest, InferResponse, OnResponse, Scalar
-from server.metrics.recorder import Counts
+from server.metrics.figures import Counts
 from server.padding import PadAxis
 from server.router.table import ServedVersion
 

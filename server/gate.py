@@ -56,7 +56,7 @@ class Operation(Enum):
     API_DOCUMENT = (READ, "OpenAPI document and its page")
     MODEL_LOAD = (CONTROL, "load or reload a model")
     MODEL_UNLOAD = (CONTROL, "unload a model")
-    SETTINGS = (CONTROL, "change log and trace settings")
+    SETTINGS = (CONTROL, "see and change log and trace settings")
     PRECISION = (CONTROL, "change the precision of a model")
     ROUTING = (CONTROL, "change weights, canaries and experiments")
     SHARED_MEMORY = (CONTROL, "register, use and unregister regions of shared memory")

@@ -13,7 +13,7 @@ import select
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from random import random
@@ -58,9 +58,8 @@ class Journal:
     """What the server has to say. Also takes the standard library's log records (uvicorn's, asyncio's) until `close`."""
 
     def __init__(self, log: Log, stream: TextIO | None = None) -> None:
-        self._least = _LEVELS[log.level]
         self._slow = log.slow
-        self._sample = log.access_sample
+        self._access_sample = log.access_sample
         self._failures = _Limiter("request_failed")
         self._slows = _Limiter("request_slow")
         self._bridge = _Bridge(self._put)
@@ -68,8 +67,20 @@ class Journal:
         self._writer = _Writer(out, _renderer(log.format, out), self._suppressed)
         root = logging.getLogger()
         self._root_level = root.level
-        root.setLevel(self._least)
         root.addHandler(self._bridge)
+        self.verbose = int(log.level == "debug")
+        self.show({level for level, number in _LEVELS.items() if number >= _LEVELS[log.level]} - {"debug"}, self.verbose)
+
+    def show(self, levels: Set[str], verbose: int) -> None:
+        """Write lines of these of info, warning and error from now on; with `verbose` 1 those for debugging too, with 2 every request."""
+        self.levels, self.verbose = frozenset(levels), verbose
+        self._shown = self.levels | {"debug"} if verbose else self.levels
+        self._sample = 1.0 if verbose > 1 else self._access_sample
+        logging.getLogger().setLevel(min((_LEVELS[level] for level in self._shown), default=logging.CRITICAL))
+
+    def redirect(self, file: TextIO | None) -> None:
+        """Write to `file`, which is closed when another takes its place; None for where lines went at first."""
+        self._writer.redirect(file)
 
     @property
     def dropped(self) -> int:
@@ -101,7 +112,7 @@ class Journal:
         self._writer.close()
 
     def _put(self, event: Event) -> None:
-        if _LEVELS[event["level"]] >= self._least:
+        if event["level"] in self._shown:
             self._writer.put(event)
 
     def _suppressed(self) -> Iterator[Event]:
@@ -216,7 +227,7 @@ class _Writer:
     def __init__(self, out: TextIO, render: Render, more: Callable[[], Iterator[Event]]) -> None:
         self.dropped = 0
         self._told = 0
-        self._out = out
+        self._first = self._next = self._out = out
         self._render = render
         self._more = more
         self._queue: SimpleQueue[Event | None] = SimpleQueue()
@@ -230,6 +241,9 @@ class _Writer:
         event["timestamp"] = time()
         self._queue.put(event)
 
+    def redirect(self, file: TextIO | None) -> None:
+        self._next = file or self._first
+
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT)
@@ -242,6 +256,10 @@ class _Writer:
             if not going or monotonic() - looked >= 1.0:
                 looked = monotonic()
                 events += self._told_once()
+            if self._next is not self._out:
+                if self._out is not self._first:
+                    self._out.close()
+                self._out = self._next
             lines = [self._render(event) for event in events if event is not None]
             if lines:
                 try:

@@ -10,19 +10,10 @@ from collections.abc import Mapping
 from server.metrics import catalogue
 from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, Metric
 
-_GPU = ("gpu",)
-
 _LATER = (
     Metric("tidegate_active_precision", "gauge", "1 for the precision that answers.", MODEL_LABELS),
     Metric("tidegate_drift_statistic", "gauge", "The drift guard's statistic; it falls back at its bound.", MODEL_LABELS),
     Metric("tidegate_canary_step", "gauge", "Share of the traffic that the canary has.", ("model", "version")),
-    Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU),
-    Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU),
-    Metric("tidegate_gpu_memory_total_bytes", "gauge", "GPU memory there is.", _GPU),
-    Metric("tidegate_gpu_temperature_celsius", "gauge", "The GPU's temperature.", _GPU),
-    Metric("tidegate_gpu_power_watts", "gauge", "The power the GPU draws.", _GPU),
-    Metric("tidegate_gpu_throttled", "gauge", "1 while heat or power holds the GPU's clock down.", _GPU),
-    Metric("tidegate_gpu_ecc_errors_total", "counter", "Memory errors that the GPU couldn't correct.", _GPU),
 )
 _HOST = (
     Metric("tidegate_host_cpu_utilization_ratio", "gauge", "Share of the machine's CPU time in use."),

@@ -10,6 +10,7 @@ from typing import Any
 
 from server.backends.registry import EMULATED
 from server.cache import Answers, Cached
+from server.control.memory import memory_of
 from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
@@ -63,6 +64,7 @@ class Serving:
             unpadded=unpadded,
             filename=spec.path.name,
             device=spec.device,
+            memory=memory_of(spec, opened.lanes),
         )
         unbatched = "" if warmup.batched or config.decoupled else proved or warmup.why
         served.note = served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, unbatched))))
@@ -70,7 +72,7 @@ class Serving:
             served.front = self._stateful(Sequences(engine, config.sequence))
         elif config.cache.max_bytes:
             served.front = self._cached(Cached(engine, Answers(config.cache.max_bytes)))
-        self._gauges(served, engine)
+        self._gauges(served, engine, opened.seconds)
         if opened.lanes[0].kind != "inline":
             device = EMULATED if spec.backend == EMULATED else spec.device  # a GPU of its own, in thought
             width = opened.threads if device == "cpu" else 1 / len(opened.lanes)
@@ -90,12 +92,14 @@ class Serving:
         gauge("tidegate_cache_lookups_total", {**labels, "result": "miss"}, lambda: front.misses)
         return front
 
-    def _gauges(self, served: ServedVersion, engine: Engine) -> None:
+    def _gauges(self, served: ServedVersion, engine: Engine, load_seconds: float) -> None:
         gauge, labels = self._recorder.gauge, {"model": served.model, "version": served.version}
         gauge("tidegate_queue_rows", labels, lambda: engine.queue_rows)
         gauge("tidegate_queue_bytes", labels, lambda: engine.queue_bytes)
         if served.platform == EMULATED:
             gauge("tidegate_emulated", labels, lambda: 1.0)
+        gauge("nv_inference_pending_request_count", labels, lambda: engine.queue_requests)
+        gauge("nv_model_load_duration_secs", labels, lambda: load_seconds)
         labels = {**labels, "precision": engine.key.precision}
         gauge("tidegate_model_ready", labels, lambda: 0.0 if engine.supervisor.down else 1.0)
         gauge("tidegate_offered_rows_total", labels, lambda: engine.offered_rows)

@@ -15,12 +15,14 @@ from starlette.exceptions import HTTPException
 
 from server.config import VERSION, Settings
 from server.edges.extensions.route import Allow, JSONResponse, allowing
+from server.edges.extensions.statistics import add_statistics
 from server.edges.http_errors import body_of, headers_of, status_of
 from server.errors import InvalidRequest, NotFound, TidegateError
 from server.explain import report
 from server.gate import Gate, Operation
 from server.router.router import Router
 from server.router.table import Front
+from server.statistics import Statistics
 from server.tensors import TensorSpec
 
 EXTENSIONS = [
@@ -33,6 +35,9 @@ EXTENSIONS = [
     "parameters",
     "schedule_policy(priority,timeout)",
     "sequence",
+    "statistics",
+    "trace",
+    "logging",
     "system_shared_memory",
 ]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
@@ -42,7 +47,7 @@ Request parameters: `timeout` (microseconds until the answer is worth nothing; 0
 `explain` (true puts the facts of the run into the answer's parameters), `binary_data_output`."""
 
 
-def build_rest(settings: Settings, gate: Gate, router: Router, ready: Callable[[], bool]) -> FastAPI:
+def build_rest(settings: Settings, gate: Gate, router: Router, ready: Callable[[], bool], statistics: Statistics) -> FastAPI:
     """The ASGI app. `ready` says whether the server takes requests (models loaded and not draining)."""
     app = FastAPI(
         title="tidegate",
@@ -55,6 +60,7 @@ def build_rest(settings: Settings, gate: Gate, router: Router, ready: Callable[[
     allow = allowing(gate)
     _health(app, allow, ready)
     _server(app, allow, settings)
+    add_statistics(app, allow, statistics)
     _models(app, allow, router)
     _document(app, allow)
     _errors(app)

@@ -22,7 +22,7 @@ from server.errors import BackendFailure, DeadlineExceeded, Draining, InvalidReq
 from server.lanes.arbiter import Device
 from server.lanes.base import Lane, RunResult
 from server.messages import NO_PARAMETERS, BatchFacts, InferRequest, InferResponse, Layout, ModelKey, OnResponse
-from server.metrics.recorder import Figures
+from server.metrics.figures import Figures
 from server.padding import NO_PADDING
 from server.tensors import Tensor, TensorSpec
 
@@ -79,6 +79,11 @@ class Engine:
     def queue_bytes(self) -> int:
         """Bytes of the inputs that wait."""
         return self._queue.bytes
+
+    @property
+    def queue_requests(self) -> int:
+        """Requests that wait. Any thread."""
+        return self._queue.waiting()
 
     @property
     def offered_rows(self) -> int:
@@ -210,7 +215,7 @@ class Engine:
             self._scheduler.release(lane, lane if heir is None else self._succeeded(lane, heir))
         if self._scheduler.share is not None:
             self._scheduler.over(facts.finished - facts.started)
-        self.figures.batch(facts, gather_seconds, monotonic() - facts.finished)
+        self.figures.batch(facts, gather_seconds, monotonic() - facts.finished, error is not None)
         for position, ticket in enumerate(cut.tickets):
             if not ticket.cancelled:
                 self._answer(ticket, shares[position] if shares else {}, error, facts)

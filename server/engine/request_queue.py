@@ -217,6 +217,10 @@ class RequestQueue:
                 del self.lines[line.key]
         self.tombstones = 0
 
+    def waiting(self) -> int:
+        """How many live tickets wait. Any thread: for a scrape, which may be off by what comes and goes meanwhile."""
+        return max(0, sum([len(line.tickets) for line in list(self.lines.values())]) - self.tombstones)
+
     def below(self, priority: int) -> Iterator[Ticket]:
         """Every live ticket of a lower priority than `priority`, each taken out."""
         for line in [line for line in self.lines.values() if line.priority > priority]:

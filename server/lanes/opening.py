@@ -51,16 +51,22 @@ class LanePlan:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Open lanes of `threads` threads each, what warm-up measured, and in words why these lanes."""
+    """Open lanes of `threads` threads each, what warm-up measured, in words why these lanes, and the seconds that all this took."""
 
     lanes: tuple[Lane, ...]
     warmup: WarmUp
     why: str
     threads: int = 1
+    seconds: float = 0.0
 
 
 def open_lanes(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoop) -> Opened:
     """Open and warm up the lanes of a variant. Raises ModelDefect; nothing stays open then."""
+    begun = time.monotonic()
+    return replace(_open(spec, plan, loop), seconds=time.monotonic() - begun)
+
+
+def _open(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoop) -> Opened:
     shapes = _shapes(spec, plan)
     spec = replace(spec, threads=shapes[0].threads)
     if spec.backend in ISOLATED:

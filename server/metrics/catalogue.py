@@ -17,13 +17,15 @@ ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 LENGTHS = (8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 2048.0)
 PADDING = (0.05, 0.1, 0.2, 0.4)
 
+FIRST_RESPONSE_SECONDS = (0.1, 0.5, 2.0, 5.0)
+
 PHASES = ("decode", "queue", "gather", "compute", "scatter", "encode")
 """What a request goes through, in order."""
 
 OUTCOMES: Mapping[str, str] = {
     **dict.fromkeys(("invalid", "too_large", "body_timeout", "not_found", "unsupported", "unauthenticated", "denied"), "refused"),
     **dict.fromkeys(("unavailable", "overloaded", "deadline", "model_unavailable", "draining"), "rejected"),
-    **dict.fromkeys(("backend", "model_defect", "config", "internal"), "failed"),
+    **dict.fromkeys(("backend", "device_memory", "device_lost", "model_defect", "config", "internal"), "failed"),
     "cancelled": "cancelled",
 }
 """Reason of a request that wasn't answered → its outcome: refused (the client's doing), rejected (not now), failed (ours), cancelled."""
@@ -31,6 +33,9 @@ OUTCOMES: Mapping[str, str] = {
 SUCCESS = "success"
 USUAL_REASONS = ("invalid", "overloaded", "deadline", "backend", "cancelled")
 """Reasons whose series exist from the start, so that the first failure is seen as an increase."""
+
+FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+"""Triton's reasons of failed requests: REJECTED is our rejected, CANCELED our cancelled, BACKEND the reason backend, OTHER the rest."""
 
 DROPS = ("expired", "hopeless", "given_up")
 """Why a request with a deadline gets no run: it's past, it can't be kept any more, or others are answered in its place."""
@@ -41,7 +46,7 @@ class Metric:
     """One family. `buckets` are a histogram's upper bounds, without +Inf."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge", "histogram", "summary"]
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
@@ -123,6 +128,15 @@ CACHE_LOOKUPS = Metric(
     "tidegate_cache_lookups_total", "counter", "Lookups of the response cache, by result (hit, miss).", ("model", "version", "result")
 )
 CACHE_BYTES = Metric("tidegate_cache_bytes", "gauge", "Bytes that the response cache holds.", ("model", "version"))
+_GPU = ("gpu",)
+GPU_UTILIZATION = Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU)
+GPU_MEMORY_USED = Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU)
+GPU_MEMORY_TOTAL = Metric("tidegate_gpu_memory_total_bytes", "gauge", "GPU memory there is.", _GPU)
+GPU_TEMPERATURE = Metric("tidegate_gpu_temperature_celsius", "gauge", "The GPU's temperature.", _GPU)
+GPU_POWER = Metric("tidegate_gpu_power_watts", "gauge", "The power the GPU draws.", _GPU)
+GPU_THROTTLED = Metric("tidegate_gpu_throttled", "gauge", "1 while heat or power holds the GPU's clock down.", _GPU)
+GPU_ECC_ERRORS = Metric("tidegate_gpu_ecc_errors_total", "counter", "Memory errors that the GPU couldn't correct.", _GPU)
+GPU_AVAILABLE = Metric("tidegate_gpu_available", "gauge", "1 while the driver has figures of the GPU, 0 where it's lost.", _GPU)
 INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
 CONNECTIONS = Metric("tidegate_connections", "gauge", "Open HTTP connections.")
 LOOP_BUSY = Metric(
@@ -131,6 +145,7 @@ LOOP_BUSY = Metric(
 LOG_LINES_DROPPED = Metric("tidegate_log_lines_dropped_total", "counter", "Log lines lost because stderr took no more.")
 RECORDING_DROPPED = Metric("tidegate_recording_dropped_total", "counter", "Records of requests that were not written.")
 RECORDING_BYTES = Metric("tidegate_recording_bytes", "gauge", "Bytes in recording.dir; recording.max_bytes bounds them.")
+TRACES_DROPPED = Metric("tidegate_traces_dropped_total", "counter", "Traces lost because the collector took no more.")
 BUILD_INFO = Metric("tidegate_build_info", "gauge", "1; the labels say which server this is.", ("version", "python"))
 
 PROCESS = (
@@ -146,6 +161,7 @@ PROCESS = (
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
+    *(GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER, GPU_THROTTLED, GPU_ECC_ERRORS, GPU_AVAILABLE),
     *(
         SEQUENCES,
         CACHE_LOOKUPS,
@@ -157,8 +173,81 @@ _ALL = (
         LOG_LINES_DROPPED,
         RECORDING_DROPPED,
         RECORDING_BYTES,
+        TRACES_DROPPED,
         BUILD_INFO,
         *PROCESS,
     ),
 )
 CATALOGUE: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
+
+_VERSION = ("model", "version")
+_US = tuple(bound * 1e6 for bound in REQUEST_SECONDS)
+_PHASE_US = tuple(bound * 1e6 for bound in PHASE_SECONDS)
+_GPU_UUID = ("gpu_uuid",)
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+def _triton(kind: Literal["counter", "gauge"], name: str, help_: str, labels: tuple[str, ...] = _VERSION) -> Metric:
+    return Metric(f"nv_{name}", kind, help_, labels)
+
+
+_PARTS = {
+    "request": "from receipt to answer",
+    "queue": "waiting",
+    "compute_input": "gathering inputs",
+    "compute_infer": "in the model",
+    "compute_output": "splitting outputs",
+}
+_TRITON = (
+    _triton("counter", "inference_request_success", "Requests that were answered."),
+    _triton("counter", "inference_request_failure", "Requests that weren't, by Triton's reasons.", (*_VERSION, "reason")),
+    _triton("counter", "inference_count", "Rows that were run; those of failed runs aren't in it."),
+    _triton("counter", "inference_exec_count", "Runs; failed ones aren't in it."),
+    *(
+        _triton("counter", f"inference_{part}_duration_us", f"Microseconds that answered requests spent {what}, summed.")
+        for part, what in _PARTS.items()
+    ),
+    _triton("gauge", "inference_pending_request_count", "Requests that wait for a run."),
+    _triton("gauge", "model_load_duration_secs", "Seconds that it took to load the version, warm-up included."),
+    _triton("counter", "cache_num_hits_per_model", "Requests that the response cache answered."),
+    _triton("counter", "cache_num_misses_per_model", "Requests that the response cache was asked for in vain."),
+    _triton("counter", "cache_hit_duration_per_model", "Microseconds of look-ups that found an answer."),
+    _triton("counter", "cache_miss_duration_per_model", "Microseconds of look-ups in vain and of keeping the answers."),
+    _triton("gauge", "cpu_utilization", "Share of the machine's CPU time in use, from 0 to 1.", ()),
+    _triton("gauge", "cpu_memory_total_bytes", "Memory of the machine.", ()),
+    _triton("gauge", "cpu_memory_used_bytes", "Memory in use.", ()),
+    _triton("gauge", "gpu_utilization", "Share of the time in which the GPU was computing, from 0 to 1.", _GPU_UUID),
+    _triton("gauge", "gpu_memory_total_bytes", "GPU memory there is.", _GPU_UUID),
+    _triton("gauge", "gpu_memory_used_bytes", "GPU memory in use.", _GPU_UUID),
+    _triton("gauge", "gpu_power_usage", "Watts that the GPU draws.", _GPU_UUID),
+    _triton("gauge", "gpu_power_limit", "Watts that the GPU may draw.", _GPU_UUID),
+    _triton("counter", "energy_consumption", "Joules that the GPU used since the driver was loaded.", _GPU_UUID),
+    *(
+        Metric(
+            f"nv_inference_{part}_duration_histogram_us",
+            "histogram",
+            f"Microseconds that an answered request spent {what}.",
+            _VERSION,
+            _US if part == "request" else _PHASE_US,
+        )
+        for part, what in _PARTS.items()
+    ),
+    Metric(
+        "nv_inference_first_response_histogram_ms",
+        "histogram",
+        "Milliseconds to a request's first response, of decoupled models.",
+        _VERSION,
+        tuple(bound * 1e3 for bound in FIRST_RESPONSE_SECONDS),
+    ),
+    *(
+        Metric(
+            f"nv_inference_{part}_summary_us",
+            "summary",
+            f"Microseconds that an answered request of the last minute spent {what}.",
+            _VERSION,
+        )
+        for part, what in _PARTS.items()
+    ),
+)
+TRITON: Mapping[str, Metric] = {metric.name: metric for metric in _TRITON}
+"""What Triton calls its metrics, beside ours: no suffix _total, whatever the kind. The histograms by default off, as the summaries."""

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-import logging
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from server.config import VERSION
 from server.metrics import catalogue
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, Metric
-from server.metrics.recorder import UNROUTED, Counts, Figures, GaugeKey, Recorder
+from server.metrics.figures import Counts, Figures
+from server.metrics.gpu import Gpu
+from server.metrics.recorder import UNROUTED, Recorder
 
-log = logging.getLogger(__name__)
+GPU_FIGURES: Mapping[Metric, str] = {
+    catalogue.GPU_UTILIZATION: "utilization",
+    catalogue.GPU_MEMORY_USED: "memory_used",
+    catalogue.GPU_MEMORY_TOTAL: "memory_total",
+    catalogue.GPU_TEMPERATURE: "temperature",
+    catalogue.GPU_POWER: "power",
+    catalogue.GPU_THROTTLED: "throttled",
+    catalogue.GPU_ECC_ERRORS: "ecc_errors",
+}
 
 
-def registry_of(recorder: Recorder) -> CollectorRegistry:
+Bucket: TypeAlias = tuple[str, float] | tuple[str, float, Exemplar]
+ReadGpus: TypeAlias = Callable[[], Sequence[Gpu]]
+
+
+def registry_of(recorder: Recorder, gpus: ReadGpus) -> CollectorRegistry:
     """A registry with the server's families and the process's."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(RecorderCollector(recorder))
+    registry.register(RecorderCollector(recorder, gpus))
     ProcessCollector(registry=registry)
     return registry
 
 
 class RecorderCollector(Collector):
-    """Reads a Recorder, in the thread that scrapes."""
+    """Reads a Recorder and the GPUs' last sample, in the thread that scrapes."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, gpus: ReadGpus) -> None:
         self._recorder = recorder
+        self._gpus = gpus
 
     def collect(self) -> Iterable[Family]:
-        figures, unrouted, gauges = self._recorder.snapshot()
-        yield _histograms(catalogue.REQUEST_DURATION, [(each.key, each.duration) for each in figures])
+        figures, unrouted = self._recorder.snapshot()
+        yield _durations(figures)
         yield _histograms(
             catalogue.PHASE_DURATION, [((*each.key, phase), getattr(each, phase)) for each in figures for phase in catalogue.PHASES]
         )
@@ -58,7 +74,12 @@ class RecorderCollector(Collector):
         yield _numbers(catalogue.ROWS_TOTAL, ((each.key, each.rows[-1]) for each in figures))
         yield _numbers(catalogue.LANE_BUSY, (((*each.key, lane), busy) for each in figures for lane, busy in each.lanes.copy().items()))
         yield _numbers(catalogue.BUILD_INFO, [((VERSION, platform.python_version()), 1.0)])
-        yield from _read(gauges)
+        values: dict[str, list[tuple[Sequence[str], float]]] = {}
+        for name, labels, value in self._recorder.read(CATALOGUE):
+            values.setdefault(name, []).append((labels, value))
+        for name, samples in values.items():
+            yield _numbers(CATALOGUE[name], samples)
+        yield from _gpus(self._gpus())
 
 
 def _requests(figures: Sequence[Figures], unrouted: dict[str, int]) -> Iterator[tuple[Sequence[str], float]]:
@@ -70,17 +91,13 @@ def _requests(figures: Sequence[Figures], unrouted: dict[str, int]) -> Iterator[
         yield (*UNROUTED, OUTCOMES[reason], reason), count
 
 
-def _read(gauges: dict[GaugeKey, Callable[[], float]]) -> Iterator[Family]:
-    values: dict[str, list[tuple[Sequence[str], float]]] = {}
-    for (name, labels), read in gauges.items():
-        try:
-            value = float(read())
-        except Exception:  # whatever one part can't say must not hide what all the others do
-            log.warning("no value for metric %s", name, exc_info=True)
-            continue
-        values.setdefault(name, []).append(([value_ for _, value_ in labels], value))
-    for name, samples in values.items():
-        yield _numbers(CATALOGUE[name], samples)
+def _gpus(gpus: Sequence[Gpu]) -> Iterator[Family]:
+    for metric, name in GPU_FIGURES.items():
+        values = [((gpu.index,), value) for gpu in gpus if (value := getattr(gpu, name)) is not None]
+        if values:
+            yield _numbers(metric, values)
+    if gpus:
+        yield _numbers(catalogue.GPU_AVAILABLE, (((gpu.index,), 0.0 if gpu.lost else 1.0) for gpu in gpus))
 
 
 def _numbers(metric: Metric, samples: Iterable[tuple[Sequence[str], float]]) -> Family:
@@ -91,10 +108,29 @@ def _numbers(metric: Metric, samples: Iterable[tuple[Sequence[str], float]]) -> 
     return family
 
 
+def _durations(figures: Iterable[Figures]) -> Family:
+    """The requests' durations, with a traced request as the exemplar of each bucket that has one, which OpenMetrics shows."""
+    metric = catalogue.REQUEST_DURATION
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for each in figures:
+        counts, examples = each.duration.copy(), each.examples.copy()
+        family.add_metric(
+            each.key, [_with(examples.get(place), le, count) for place, (le, count) in enumerate(_cumulated(metric, counts))], counts[-1]
+        )
+    return family
+
+
+def _with(example: tuple[str, float, float] | None, le: str, count: float) -> Bucket:
+    return (le, count) if example is None else (le, count, Exemplar({"trace_id": example[0]}, *example[1:]))
+
+
+def _cumulated(metric: Metric, counts: Counts) -> Iterator[tuple[str, float]]:
+    return zip([*map(floatToGoString, metric.buckets), "+Inf"], accumulate(counts[:-1]), strict=True)
+
+
 def _histograms(metric: Metric, samples: Iterable[tuple[Sequence[str], Counts]]) -> Family:
-    bounds = [*map(floatToGoString, metric.buckets), "+Inf"]
     family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
     for labels, live in samples:
         counts = live.copy()
-        family.add_metric(labels, list(zip(bounds, accumulate(counts[:-1]), strict=True)), counts[-1])
+        family.add_metric(labels, list(_cumulated(metric, counts)), counts[-1])
     return family

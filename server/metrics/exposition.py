@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -19,8 +19,10 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from server.errors import ConfigError
 from server.metrics.collector import registry_of
+from server.metrics.gpu import Gpu, Gpus
 from server.metrics.loop_probe import LoopProbe
 from server.metrics.recorder import Recorder
+from server.metrics.triton import COUNTERS_ONLY, Latencies, TritonText
 
 __all__ = ["LoopProbe", "MetricsServer"]
 
@@ -31,6 +33,7 @@ IDLE_TIMEOUT = 90.0  # seconds between two requests of a connection: above usual
 WRITE_TIMEOUT = 10.0
 JSON = "application/json"
 OPENMETRICS = "application/openmetrics-text"
+END = b"# EOF\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,27 @@ class Answer:
     content_type: str = JSON
 
 
-class MetricsServer:
-    """Serves `recorder`, and what `live` and `ready` say; both are called from the server's thread. `port` is known after `start`."""
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What there is to serve: all figures, what the GPUs are at, and which of Triton's latencies."""
 
-    def __init__(self, host: str, port: int, recorder: Recorder, *, live: Callable[[], bool], ready: Callable[[], bool]) -> None:
+    recorder: Recorder
+    gpus: Gpus | None = None
+    latencies: Latencies = COUNTERS_ONLY
+
+    def read_gpus(self) -> Sequence[Gpu]:
+        """The GPUs' last sample."""
+        return self.gpus.read() if self.gpus is not None else ()
+
+
+class MetricsServer:
+    """Serves `sources`, and what `live` and `ready` say; both are called from the server's thread. `port` is known after `start`."""
+
+    def __init__(self, host: str, port: int, sources: Sources, *, live: Callable[[], bool], ready: Callable[[], bool]) -> None:
         self.host = host
         self.port = port
-        self._registry = registry_of(recorder)
+        self._registry = registry_of(sources.recorder, sources.read_gpus)
+        self._triton = TritonText(sources.recorder, sources.latencies, sources.read_gpus)
         self._live = live
         self._ready = ready
         self._thread: threading.Thread | None = None
@@ -133,9 +150,9 @@ class MetricsServer:
 
     def _metrics(self, accept: str) -> Answer:
         if OPENMETRICS in accept:
-            text = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
-            return Answer(HTTPStatus.OK, text, openmetrics.CONTENT_TYPE_LATEST)
-        return Answer(HTTPStatus.OK, generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4)
+            text = openmetrics.generate_latest(self._registry).removesuffix(END)  # type: ignore[no-untyped-call]
+            return Answer(HTTPStatus.OK, text + self._triton.text(openmetrics=True).encode() + END, openmetrics.CONTENT_TYPE_LATEST)
+        return Answer(HTTPStatus.OK, generate_latest(self._registry) + self._triton.text().encode(), CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _parse(head: bytes) -> tuple[str, str, str, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from server.errors import ModelUnavailable, NotFound
-from server.metrics.recorder import Figures
+from server.metrics.figures import Figures
 from server.protocol.head import MAX_NAME
 from server.router.table import Front, ServedVersion, ServingTable
 
@@ -43,6 +43,15 @@ class Router:
         if entry is not None and entry.serving is not None:
             return entry
         raise self._refusal(model, version, entry)
+
+    def entries(self, model: str, version: str) -> list[ServedVersion]:
+        """What is ready: of one version, of a model where `version` is empty, of all where `model` is too. Raises as `route` does where
+        that would be nothing of what was named."""
+        ready = [entry for entry in self._table if entry.serving is not None]
+        if not model:
+            return ready
+        first = self.entry(model, version)
+        return [first] if version else [entry for entry in ready if entry.model == model]
 
     def ready_versions(self, model: str) -> list[str]:
         """The versions of a model that serve, lowest first."""

@@ -10,7 +10,8 @@ from typing import Protocol
 from server.engine.admission import Terms
 from server.engine.engine import Engine
 from server.messages import CancelHandle, InferRequest, ModelKey, OnResponse
-from server.metrics.recorder import Figures
+from server.metrics.figures import Figures
+from server.metrics.statistics import Memory
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
 from server.tensors import TensorSpec
@@ -45,8 +46,8 @@ class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
     `front` takes the requests in the engine's place where there's one.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
-    is the file that runs, on `device`. `note` is what `reason` says while all is well, `leaving` the version as it served
-    while it answers its last requests."""
+    is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load. `note` is what `reason` says while
+    all is well, `leaving` the version as it served while it answers its last requests."""
 
     model: str
     version: str
@@ -62,6 +63,7 @@ class ServedVersion:
     note: str = ""
     leaving: ServedVersion | None = None
     device: str = "cpu"
+    memory: tuple[Memory, ...] = ()
     front: Front | None = None
 
     @property

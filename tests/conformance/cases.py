@@ -94,6 +94,40 @@ def model_configuration(transport: Transport) -> None:
         transport.ask("get_model_config", "nobody")
 
 
+def statistics(transport: Transport) -> None:
+    def rows(*names: str) -> dict[tuple[str, str], int]:
+        found = transport.ask("get_inference_statistics", *names)["model_stats"]
+        assert all(len(each["inference_stats"]) == 8 for each in found)
+        return {(each["name"], each["version"]): int(each["inference_count"]) for each in found}
+
+    before = rows("pair")
+    good(transport)
+    assert rows("pair", "1") == rows("pair") == {("pair", "1"): before["pair", "1"] + 2}
+    assert len(rows()) == len(DTYPES) + 4
+    with pytest.raises(Refused, match="Request for unknown model: 'nobody' is not found"):
+        transport.ask("get_inference_statistics", "nobody")
+
+
+def settings(transport: Transport) -> None:
+    def chosen(answer: Any) -> dict[str, Any]:
+        """A gRPC answer's settings as HTTP's twin has them."""
+        return {name: one.get("value", one) for name, one in answer["settings"].items()} if "settings" in answer else answer
+
+    before = chosen(transport.ask("get_trace_settings"))
+    assert {"trace_level", "trace_rate", "trace_count", "log_frequency", "trace_file"} <= before.keys()
+    changed = chosen(transport.ask("update_trace_settings", "pair", {"trace_rate": "7"}))
+    assert changed["trace_rate"] in ("7", ["7"])
+    assert chosen(transport.ask("get_trace_settings", "pair")) == changed != before
+    assert chosen(transport.ask("update_trace_settings", "pair", {"trace_rate": None})) == before
+    assert chosen(transport.ask("update_trace_settings", "", {"trace_count": None})) == before
+    with pytest.raises(Refused, match="trace_rate: expected a number"):
+        transport.ask("update_trace_settings", "pair", {"trace_rate": "often"})
+    logs = chosen(transport.ask("get_log_settings"))
+    assert {"log_file", "log_info", "log_warning", "log_error", "log_verbose_level", "log_format"} <= logs.keys()
+    assert chosen(transport.ask("update_log_settings", {"log_warning": False})) != logs
+    assert chosen(transport.ask("update_log_settings", {"log_warning": True})) == logs
+
+
 def repository_index(transport: Transport) -> None:
     found = transport.ask("get_model_repository_index")
     rows = {(row["name"], row["version"]): row for row in (found["models"] if isinstance(found, dict) else found)}
@@ -316,6 +350,8 @@ CASES: Mapping[str, Case] = {
     "server metadata": server_metadata,
     "model metadata": model_metadata,
     "model configuration": model_configuration,
+    "statistics": statistics,
+    "settings": settings,
     "repository index": repository_index,
     "repository control": repository_control,
     **{f"datatype {name}": partial(datatype, name) for name in DTYPES},

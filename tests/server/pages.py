@@ -16,7 +16,7 @@ from server.engine.recovery import diagram
 from server.errors import TidegateError
 from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
-from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS
+from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, TRITON
 from server.recording import Arrival
 from tests.deploy import pages as chart
 
@@ -94,6 +94,14 @@ def metrics_table() -> str:
     return _table(("Metric", "Kind", "Labels", "What it is"), rows)
 
 
+def triton_table() -> str:
+    """Triton's names."""
+    rows = (
+        (f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help) for metric in TRITON.values()
+    )
+    return _table(("Metric", "Kind", "Labels", "What it is"), rows)
+
+
 def buckets_table() -> str:
     """The histograms' bounds."""
     rows = ((f"`{metric.name}`", " ".join(f"{bound:g}" for bound in metric.buckets)) for metric in CATALOGUE.values() if metric.buckets)
@@ -149,7 +157,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
         (chart.CHART / "values.schema.json", chart.schema),
         _sectioned("configuration.md", {"settings": settings_table}),
         _sectioned("lanes.md", {"recovery": recovery_diagram}),
-        _sectioned("metrics.md", {"metrics": metrics_table, "buckets": buckets_table, "outcomes": outcomes_table}),
+        _sectioned("metrics.md", {"metrics": metrics_table, "triton": triton_table, "buckets": buckets_table, "outcomes": outcomes_table}),
         _sectioned("protocol.md", {"errors": errors_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )

@@ -15,6 +15,7 @@ import pytest
 
 from server.app import App
 from server.errors import ConfigError
+from server.metrics.catalogue import CATALOGUE, TRITON
 from tests.server.models import identity_model, linear_model, linear_weights, place, slow_model
 from tests.server.running import Wire, http, infer_json, running, wire
 
@@ -335,8 +336,8 @@ async def test_its_series_end_with_a_model(tmp_path: Path) -> None:
         assert (await asked(connection))[0] == 200
 
         def series() -> bool:
-            figures, _, gauges = app.recorder.snapshot()
-            return any(one.key.name == "m" for one in figures) or any(("model", "m") in labels for _, labels in gauges)
+            gauges = app.recorder.read({**CATALOGUE, **TRITON})
+            return any(one.key.name == "m" for one in app.recorder.snapshot()[0]) or any("m" in labels for _, labels, _ in gauges)
 
         assert series()
         await app.control.unload("m")

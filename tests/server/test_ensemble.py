@@ -16,7 +16,7 @@ from server.engine.admission import Terms
 from server.ensemble import Ensemble, Plan, plan
 from server.errors import ModelDefect
 from server.messages import CancelHandle, InferRequest, ModelKey, OnResponse
-from server.metrics.recorder import Figures
+from server.metrics.figures import Figures
 from server.repository.declare.sections import Step
 from server.tensors import Tensor, TensorSpec
 from tests.server.models import linear_model, linear_weights, place, two_inputs_model

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from server.metrics.catalogue import CATALOGUE
 from tests.server.models import linear_model, place
 from tests.server.running import http
 from tests.server.test_control import act, answer_of, asked, explicit, index, write_anew
@@ -22,7 +23,7 @@ async def test_no_answer_is_kept_over_a_reload(tmp_path: Path) -> None:
         assert await act(connection, "load", "m") == (200, "")
         assert await asked(connection) == (200, pytest.approx(answer_of(3), rel=1e-4))
         assert await act(connection, "unload", "m") == (200, "")
-        assert not [key for key in app.recorder.snapshot()[2] if key[0].startswith("tidegate_cache")]
+        assert not [name for name, _, _ in app.recorder.read(CATALOGUE) if name.startswith("tidegate_cache")]
 
 
 async def test_no_state_is_kept_over_a_reload(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from inspect import isawaitable
 from typing import Any, NamedTuple, TypeAlias
 
 from server.config import VERSION
+from server.control.dials import Dials
 from server.controlplane import ControlPlane
 from server.edges.extensions.shared_memory import NO_CUDA
 from server.edges.grpc.call import Call, admitted
@@ -20,6 +21,7 @@ from server.protocol.proto.messages import INFERENCE, Message, methods_of, parse
 from server.protocol.proto_codec import addressee
 from server.regions import RegionRow, Regions
 from server.router.router import Router
+from server.statistics import Statistics
 from server.tensors import TensorSpec
 from server.triton import triton_config
 
@@ -34,6 +36,8 @@ class Servicer:
     router: Router
     control: ControlPlane
     ready: Callable[[], bool]
+    statistics: Statistics
+    dials: Dials
     regions: Regions
 
     async def call(self, method: str, body: bytes, call: Call) -> bytes:
@@ -104,6 +108,12 @@ def _model_config(servicer: Servicer, request: Message) -> Fields:
     return {"config": triton_config(servicer.router.entry(*addressee(request.name, request.version, "name", "version")))}
 
 
+def _model_statistics(servicer: Servicer, request: Message) -> Fields:
+    if not request.name:
+        return servicer.statistics("", "")
+    return servicer.statistics(*addressee(request.name, request.version, "name", "version"))
+
+
 async def _repository_index(servicer: Servicer, request: Message) -> Fields:
     _only_repository(request)
     await servicer.control.look()
@@ -165,6 +175,27 @@ async def _unload(servicer: Servicer, request: Message) -> Fields:
     return {}
 
 
+def _trace_setting(servicer: Servicer, request: Message) -> Fields:
+    wish = {name: list(setting.value) or None for name, setting in request.settings.items()}
+    model = request.model_name
+    found = servicer.dials.set_tracing(wish, model) if wish else servicer.dials.tracing(model)
+    return {"settings": {name: {"value": value if isinstance(value, list) else [value]} for name, value in found.items()}}
+
+
+def _log_settings(servicer: Servicer, request: Message) -> Fields:
+    wish = {name: _chosen(setting) for name, setting in request.settings.items()}
+    found = servicer.dials.set_logging(wish) if wish else servicer.dials.logging()
+    return {"settings": {name: {_LOG_FIELDS[type(value)]: value} for name, value in found.items()}}
+
+
+def _chosen(setting: Message) -> Any:
+    """The value of a oneof, None where there's none."""
+    kind = setting.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(setting, kind)
+
+
+_LOG_FIELDS: Mapping[type, str] = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+
 _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ServerLive": (Operation.HEALTH, _server_live),
     "ServerReady": (Operation.HEALTH, _server_ready),
@@ -172,7 +203,7 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "ServerMetadata": (Operation.METADATA, _server_metadata),
     "ModelMetadata": (Operation.MODEL_METADATA, _model_metadata),
     "ModelConfig": (Operation.MODEL_CONFIG, _model_config),
-    "ModelStatistics": (Operation.MODEL_STATISTICS, None),
+    "ModelStatistics": (Operation.MODEL_STATISTICS, _model_statistics),
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
     "RepositoryModelLoad": (Operation.MODEL_LOAD, _load),
     "RepositoryModelUnload": (Operation.MODEL_UNLOAD, _unload),
@@ -182,8 +213,8 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "CudaSharedMemoryStatus": (Operation.SHARED_MEMORY, _nothing),
     "CudaSharedMemoryRegister": (Operation.SHARED_MEMORY, _refuse_cuda),
     "CudaSharedMemoryUnregister": (Operation.SHARED_MEMORY, _nothing),
-    "TraceSetting": (Operation.SETTINGS, None),
-    "LogSettings": (Operation.SETTINGS, None),
+    "TraceSetting": (Operation.SETTINGS, _trace_setting),
+    "LogSettings": (Operation.SETTINGS, _log_settings),
 }
 INFERENCES = frozenset(("ModelInfer", "ModelStreamInfer"))
 """The methods that aren't here, but in inference."""

@@ -117,7 +117,7 @@ async def _stop_at(app: App, term: asyncio.Event) -> None:
 def answered(app: App) -> int:
     """Inferences that the server answered, by its own count."""
     total = 0.0
-    text = generate_latest(registry_of(app.recorder)).decode()
+    text = generate_latest(registry_of(app.recorder, list)).decode()
     for family in text_string_to_metric_families(text):
         if family.name == "tidegate_requests":
             total += sum(sample.value for sample in family.samples if sample.name.endswith("_total"))

@@ -20,7 +20,7 @@ BODY = json_body(np.ones((1, 16), np.float32))
 async def guarded(repository: Path, tmp_path: Path) -> AsyncIterator[App]:
     file = tmp_path / "tokens"
     file.write_text(
-        f"alice:{hashlib.sha256(TOKEN.encode()).hexdigest()}:infer,read,control,debug\nbob:{hashlib.sha256(b'bob').hexdigest()}:control\n"
+        f"alice:{hashlib.sha256(TOKEN.encode()).hexdigest()}:infer,read,control,debug\nbob:{hashlib.sha256(b'bob').hexdigest()}:tenant\n"
     )
     file.chmod(0o600)
     async with running(repository, admin_token_file=file) as app:

@@ -1,6 +1,7 @@
 import asyncio
 from time import monotonic, sleep
 
+from server.metrics.catalogue import CATALOGUE
 from server.metrics.loop_probe import INTERVAL, LOOKS, LoopProbe
 from server.metrics.recorder import Recorder
 
@@ -14,8 +15,13 @@ def spin(seconds: float) -> None:
 async def test_a_quiet_loop_and_a_busy_one() -> None:
     recorder = Recorder()
     probe = LoopProbe(asyncio.get_running_loop(), recorder)
-    ((name, read),) = ((key[0], read) for key, read in recorder.snapshot()[2].items())
-    assert (name, read()) == ("tidegate_loop_busy_ratio", 0.0)
+
+    def read() -> float:
+        ((name, _, value),) = recorder.read(CATALOGUE)
+        assert name == "tidegate_loop_busy_ratio"
+        return value
+
+    assert read() == 0.0
     probe.start()
     await asyncio.sleep(4 * INTERVAL)
     quiet = read()

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.messages import BatchFacts, ModelKey
-from server.metrics.catalogue import LENGTHS, MODEL_LABELS, PADDING, PHASE_SECONDS, REQUEST_SECONDS, ROWS
-from server.metrics.recorder import MAX_KEYS, MAX_LANES, MAX_TENANTS, OTHER, Figures, Recorder
+from server.metrics.catalogue import CATALOGUE, LENGTHS, MODEL_LABELS, PADDING, PHASE_SECONDS, REQUEST_SECONDS, ROWS
+from server.metrics.figures import MAX_LANES, OTHER, Figures
+from server.metrics.recorder import MAX_KEYS, MAX_TENANTS, Recorder
 
 KEY = ModelKey("digits", "1", "fp32")
 
@@ -103,9 +104,8 @@ def test_figures_are_kept_until_closed() -> None:
     recorder.gauge("tidegate_cache_lookups_total", {"model": "digits", "version": "1", "result": "hit"}, lambda: 1.0)
     recorder.gauge("tidegate_lane_restarts_total", {**labels(KEY), "reason": "died"}, lambda: 1.0)
     recorder.close(KEY)
-    figures, _, gauges = recorder.snapshot()
-    assert figures == []
-    assert {(name, *(value for _, value in shown)) for name, shown in gauges} == {
+    assert recorder.snapshot()[0] == []
+    assert {(name, *shown) for name, shown, _ in recorder.read(CATALOGUE)} == {
         ("tidegate_queue_rows", "digits", "2"),
         ("tidegate_connections",),
     }
@@ -117,10 +117,10 @@ def test_models_beyond_the_bound_share_figures() -> None:
     for key in keys:
         recorder.figures(key).failed("invalid")
         recorder.gauge("tidegate_model_ready", labels(key), lambda: 1.0)
-    figures, _, gauges = recorder.snapshot()
+    figures, _ = recorder.snapshot()
     assert len(figures) == MAX_KEYS + 1
     assert (figures[-1].key, figures[-1].failures["invalid"]) == (OTHER, 10)
-    assert len(gauges) == MAX_KEYS
+    assert len(list(recorder.read(CATALOGUE))) == MAX_KEYS
     recorder.close(keys[0])
     assert recorder.figures(keys[-1]).key == keys[-1]
 
@@ -147,7 +147,7 @@ def test_a_reader_in_another_thread_sees_whole_numbers() -> None:
 
     def scrape() -> None:
         while not stop.is_set():
-            (each,), _, _ = recorder.snapshot()
+            (each,), _ = recorder.snapshot()
             counts = each.duration.copy()
             seen.append(int(sum(counts[:-1])))
 

@@ -85,17 +85,6 @@ def metadata(address: str) -> None:
     refused(lambda: client.get_model_metadata("nobody"), "NOT_FOUND", "Request for unknown model: 'nobody' is not found")
 
 
-def unbuilt(address: str) -> None:
-    """Methods that aren't built yet say so."""
-    client = stock.InferenceServerClient(address)
-    for act in (
-        lambda: client.get_inference_statistics(),
-        lambda: client.get_trace_settings(),
-        lambda: client.get_log_settings(),
-    ):
-        refused(act, "UNIMPLEMENTED", "isn't built yet")
-
-
 def raw(address: str) -> None:
     client = stock.InferenceServerClient(address)
     for datatype in DTYPES:

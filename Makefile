@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs gpu-check dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ protos: setup ## compile the .proto files into server/protocol/proto/descriptors
 
 gpu-stubs: setup ## fetch TensorRT's and CUDA's Python bindings and write typings/ from them
 	@$(RUN) -m tests.nvidia.stubs
+
+gpu-check: setup ## prove the GPU code on this machine's GPU; writes docs/proofs/
+	@$(RUN) -m benchmarks.gpu_check
 
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation

@@ -17,6 +17,7 @@ from server.errors import ModelDefect
 GROUP = "tidegate.backends"
 DEFAULT = "onnxruntime"
 TENSORRT = "trt"
+PYTORCH = "pytorch"
 EMULATED = "emulated"
 PYTHON = "python"
 ENSEMBLE = "ensemble"
@@ -25,17 +26,21 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
         TENSORRT: "server.backends.trt.backend:TensorRtBackend",
+        PYTORCH: "server.backends.pytorch:PyTorchBackend",
         EMULATED: "server.backends.emulated:EmulatedBackend",
         PYTHON: "server.backends.python:PythonBackend",
     }
 )
 ISOLATED = frozenset({PYTHON})
 """Those that run a user's own code: in process lanes only."""
+WHOLE_PROCESS = frozenset({PYTORCH})
+"""Those that set things of their whole process: in process lanes unless model.yaml asks for another kind."""
 _OURS = "it is part of tidegate: install tidegate again"
 _ADVICE: Mapping[str, str] = MappingProxyType(
     {
         DEFAULT: "install one of its two builds: pip install 'tidegate[cpu]' or, for NVIDIA GPUs, pip install 'tidegate[gpu]'",
         TENSORRT: _OURS,
+        PYTORCH: _OURS,
         EMULATED: _OURS,
         PYTHON: _OURS,
     }

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 
 from server.backends.base import Backend, VariantSpec
 from server.backends.declared import open_declared
-from server.backends.registry import EMULATED, ISOLATED, backend_named
+from server.backends.registry import EMULATED, ISOLATED, WHOLE_PROCESS, backend_named
 from server.errors import ModelDefect
 from server.lanes.base import Lane
 from server.lanes.inline import INLINE_LIMIT, InlineLane
@@ -78,6 +78,8 @@ def _open(spec: VariantSpec, plan: LanePlan, loop: asyncio.AbstractEventLoop) ->
         return _in_processes(spec, plan, shapes, loop, f"backend {spec.backend} runs the user's own code")
     if plan.kind == "process":
         return _in_processes(spec, plan, shapes, loop, "as model.yaml says")
+    if plan.kind == "auto" and spec.backend in WHOLE_PROCESS:
+        return _in_processes(spec, plan, shapes, loop, f"the {spec.backend} backend sets its whole process")
     if plan.kind == "auto" and (busy := loop_busy(loop)) > BUSY_LOOP:
         return _in_processes(spec, plan, shapes, loop, f"the event loop was busy for {busy:.0%} of the time")
     return _in_this_process(spec, plan, shapes, loop)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server.backends.base import VariantSpec
-from server.backends.registry import DEFAULT, EMULATED, PYTHON, TENSORRT
+from server.backends.registry import DEFAULT, EMULATED, PYTHON, PYTORCH, TENSORRT
 from server.config import Settings
 from server.errors import ModelDefect
 from server.repository.configs.reading import config_path, read_model_config, said_wrong
@@ -23,6 +23,7 @@ from server.repository.declare.said import (
     declared_values,
     said_value,
     spec_of,
+    specs_said,
 )
 from server.repository.declare.state import check_state, with_state_axes
 from server.repository.engines import engine_for, engine_options
@@ -36,6 +37,7 @@ from server.validation import nearest
 
 __all__ = ["Loadable", "describe"]
 BARE_NAME = "model.onnx"
+TRACED_NAMES = ("model.pt2", "model.pt")
 BARE_OPTIMIZATION_LEVEL = 2
 PORTABLE_LEVEL = 2  # up to here the exporter writes plain ONNX, the same for every device
 
@@ -172,11 +174,14 @@ def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:
 
 
 def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
-    """A model.onnx without a manifest: all is read from the file."""
+    """A model file without a manifest: ONNX, from which all is read, or a traced module of PyTorch's."""
     name = config.file or BARE_NAME
+    traced = next((folder / other for other in TRACED_NAMES if (folder / other).exists()), None)
+    if traced is not None and not (folder / name).exists():
+        return _traced(entry, checked_file(entry, traced), config)
     if not (folder / name).exists():
         have = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter) or {name}; found {have}")
+        raise ModelDefect(f"{folder}: expected {MANIFEST_NAME} (written by the exporter), {name} or {TRACED_NAMES[0]}; found {have}")
     path = checked_file(entry, folder / name)
     file = read_onnx(path)
     check_external(path, file.external)
@@ -194,3 +199,12 @@ def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
         for section, values, tensors in (("inputs", inputs, config.inputs), ("outputs", outputs, config.outputs))
     ]
     return _Found(path, file.precision, config.backend or DEFAULT, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], (inputs, outputs))
+
+
+def _traced(entry: Entry, path: Path, config: ModelConfig) -> _Found:
+    """A .pt2 file says its tensors when it's opened; of a .pt file model.yaml must say them. Precision fp16 is autocast."""
+    if config.backend not in (None, PYTORCH):
+        raise ModelDefect(f"{config_path(entry.path)}: backend: {config.backend!r}, but {path} is for {PYTORCH!r}")
+    specs = [specs_said(entry, section, said) for section, said in (("inputs", config.inputs), ("outputs", config.outputs))]
+    declared = declared_values(specs[0], ()), declared_values(specs[1], ())
+    return _Found(path, config.precision.active or "fp32", PYTORCH, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], declared)

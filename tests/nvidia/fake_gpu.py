@@ -1,4 +1,4 @@
-"""A GPU in plain memory: the seam server.backends.cuda.Gpu for tests. It counts what is taken, and fails where it's told to.
+"""A GPU in plain memory: the seam server.backends.trt.cuda.Gpu for tests. It counts what is taken, and fails where it's told to.
 
 Copies are done when the stream is waited for, so that code which reads before the wait reads nothing.
 """
@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.backends.cuda import DeviceFacts
+from server.backends.trt.cuda import DeviceFacts
 from server.errors import DeviceMemory
 
 T4 = DeviceFacts("Tesla T4", "7.5", "13.0", 16 << 30)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import numpy as np
 
 from server.backends.base import VariantSpec
-from server.backends.cuda import Gpu, open_gpu
 from server.backends.declared import settled
 from server.backends.trt.buffers import Buffers
+from server.backends.trt.cuda import Gpu, open_gpu
 from server.backends.trt.engine import Opened, open_engine, shape_of
 from server.backends.trt.library import Library, load
 from server.errors import BackendFailure, InvalidRequest, ModelDefect

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from server.backends.cuda import Gpu
+from server.backends.trt.cuda import Gpu
 from server.errors import BackendFailure, DeviceMemory
 from server.tensors import Tensor, TensorSpec, elements
 

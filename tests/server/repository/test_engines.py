@@ -11,7 +11,7 @@ import pytest
 
 from exporters.formats.to_trt import profiles
 from exporters.formats.trt_build import Settings, build
-from server.backends.cuda import DeviceFacts
+from server.backends.trt.cuda import DeviceFacts
 from server.errors import ModelDefect
 from server.repository.engines import misfits
 from server.repository.loader import Loadable
@@ -99,7 +99,7 @@ def test_without_tensorrt_onnx_is_served(tmp_path: Path, gpu: FakeGpu, monkeypat
 
 def test_on_a_cpu_no_gpu_is_asked(tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = entry(tmp_path, gpu)
-    monkeypatch.setattr("server.backends.cuda.CudaGpu", None)
+    monkeypatch.setattr("server.backends.trt.cuda.CudaGpu", None)
     assert (served(repository, "cpu").spec.backend, served(repository, "cpu").note) == ("onnxruntime", "")
 
 

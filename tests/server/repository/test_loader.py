@@ -143,7 +143,7 @@ def test_a_missing_version(tmp_path: Path) -> None:
 def test_a_version_without_a_model(tmp_path: Path) -> None:
     folder = tmp_path / "m" / "1"
     folder.mkdir(parents=True)
-    assert defect(tmp_path / "m") == f"{folder}: expected manifest.json (written by the exporter) or model.onnx; found nothing"
+    assert defect(tmp_path / "m") == f"{folder}: expected manifest.json (written by the exporter), model.onnx or model.pt2; found nothing"
     (folder / "model.fp16.onnx").write_bytes(b"")
     assert defect(tmp_path / "m").endswith("; found model.fp16.onnx")
 

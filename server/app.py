@@ -18,15 +18,18 @@ from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
+from server.edges.extensions.generate import add_generate
 from server.edges.extensions.repository import add_repository
 from server.edges.extensions.settings import add_settings
+from server.edges.extensions.shared_memory import add_shared_memory
 from server.edges.grpc.listener import GrpcServer
 from server.edges.grpc.servicer import Servicer
 from server.edges.http_server import HttpServer
 from server.edges.infer_edge import EdgeLimits, InferEdge
 from server.edges.offload.json_worker import JsonWorker
 from server.edges.rest import EXTENSIONS, build_rest
-from server.gate import Gate
+from server.gate import Gate, Operation
+from server.lending import Lending
 from server.logs import Journal
 from server.metrics.exposition import LoopProbe, MetricsServer, Sources
 from server.metrics.gpu import Gpus, nvml_library
@@ -34,6 +37,7 @@ from server.metrics.recorder import Recorder
 from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
+from server.regions import RegionLimits, Regions
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
@@ -62,8 +66,10 @@ class App:
         self.gate = Gate.from_settings(settings)
         self.router = Router(self.table)
         self.recording = Recording.from_settings(settings.recording)
+        self.regions = _regions(settings)
+        lending = Lending(self.regions, partial(self.gate.check, operation=Operation.SHARED_MEMORY), settings.limits.inflight_bytes)
         self.dials = Dials(settings, self.journal, self.router)
-        self.dataplane = DataPlane(self.router, self.recorder, self.journal, self.recording, self.dials.tracer)
+        self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording, self.dials.tracer)
         self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal, self.dataplane.step)
         self._hurry = asyncio.Event()
         self._draining = False
@@ -75,10 +81,15 @@ class App:
         rest = build_rest(settings, self.gate, self.router, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring)
         add_configuration(rest, self.gate, self.router)
+        add_shared_memory(rest, self.gate, self.regions)
+        add_generate(rest, self.edge)
         add_repository(rest, self.gate, self.control)
         add_settings(rest, self.gate, self.dials)
         self.http = HttpServer(settings, rest, self.edge)
-        servicer = Servicer(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready, statistics, self.dials)
+        servicer = Servicer(
+            *(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready),
+            *(statistics, self.dials, self.regions),
+        )
         self.grpc = GrpcServer(settings, self.edge, servicer)
         self.gpus = Gpus(lambda state: self.journal.lifecycle("gpus", state=state), nvml_library()) if settings.metrics.gpu else None
         latencies = Latencies(settings.metrics.histograms, settings.metrics.summaries)
@@ -143,6 +154,7 @@ class App:
         await self.http.close()
         await self.control.close()
         self._worker.close()
+        self.regions.unregister()
         self.metrics.close()
         if self.gpus is not None:
             self.gpus.close()
@@ -166,6 +178,11 @@ class App:
 def _as_facts(addresses: Addresses) -> dict[str, str]:
     facts = {"http": addresses.http, "grpc": addresses.grpc, "metrics": addresses.metrics}
     return {name: address for name, address in facts.items() if address}
+
+
+def _regions(settings: Settings) -> Regions:
+    limits = RegionLimits(settings.limits.regions, settings.limits.region_bytes)
+    return Regions(allowed="shared-memory" in settings.allow, limits=limits)
 
 
 def _edge_limits(settings: Settings) -> EdgeLimits:

@@ -105,13 +105,17 @@ class Limits(_Section):
     max_body: Bytes = Field(default=64 << 20, description="Largest request body, after decompression.")
     max_json_body: Bytes = Field(default=16 << 20, description="Largest JSON body; larger tensors belong into the binary extension.")
     inflight_bytes: Bytes = Field(default=1 << 30, description="Request bytes held at once over all connections; reads pause, then 503.")
-    json_offload: Bytes = Field(default=256 << 10, description="JSON bodies over this are decoded in a helper process.")
+    json_offload: Bytes = Field(
+        default=256 << 10, description="JSON bodies and typed gRPC contents over this are decoded in a helper process."
+    )
     body_timeout: Timeout = Field(default=30.0, description="Longest time between a request's first byte and its last.")
     pipeline_depth: int = Field(default=64, ge=1, le=65536, description="Unanswered requests of a connection at which its reading pauses.")
     pipeline_bytes: Bytes = Field(default=8 << 20, description="Unsent answer bytes of a connection at which its reading pauses.")
     receive_buffer: Bytes = Field(
         default=512 << 10, description="Bytes that the kernel takes in beyond what was read of a connection; more suits long, fast lines."
     )
+    regions: int = Field(default=512, ge=1, le=65536, description="Shared memory regions that clients may register.")
+    region_bytes: Bytes = Field(default=16 << 30, description="Their bytes together.")
     max_header_bytes: Bytes = Field(default=64 << 10, description="Largest request line and headers together.")
 
     @model_validator(mode="after")

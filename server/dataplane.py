@@ -6,12 +6,14 @@ then are its figures whole.
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 
 from server.classification import classified, wants_classes
 from server.engine.admission import admit
 from server.errors import TidegateError
 from server.explain import explained
+from server.lending import Lending
 from server.logs import Journal
 from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
@@ -32,14 +34,21 @@ SETTLED = Settled()
 
 
 class DataPlane:
-    """`tracer` is None where nothing can be traced."""
+    """`lending` reads and writes tensors in clients' shared memory. `tracer` is None where nothing can be traced."""
 
     def __init__(
-        self, router: Router, recorder: Recorder, journal: Journal, recording: Recording | None = None, tracer: Tracer | None = None
+        self,
+        router: Router,
+        recorder: Recorder,
+        journal: Journal,
+        lending: Lending,
+        recording: Recording | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._router = router
         self._recorder = recorder
         self._journal = journal
+        self._lending = lending
         self._recording = recording
         self._tracer = tracer
         self._note = recorder.ring.arrival
@@ -48,6 +57,8 @@ class DataPlane:
         """Admit and run a request. `on_response` gets the answer or the error, in the loop, perhaps before this returns.
 
         `streamed`: whoever asks can take several answers. From a decoupled model they then get a Stream for a handle (engine.streams)."""
+        if request.shared is not None:
+            return self._lending.infer(request, request.shared, on_response, partial(self.infer, streamed=streamed))
         version = request.version
         try:
             route = self._router.route(request.model, request.version)

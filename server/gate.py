@@ -59,7 +59,7 @@ class Operation(Enum):
     SETTINGS = (CONTROL, "see and change log and trace settings")
     PRECISION = (CONTROL, "change the precision of a model")
     ROUTING = (CONTROL, "change weights, canaries and experiments")
-    SHARED_MEMORY = (CONTROL, "register and unregister regions of memory")
+    SHARED_MEMORY = (CONTROL, "register, use and unregister regions of shared memory")
     EXPLAIN = (DEBUG, "how a request was batched, routed and run")
     BATCHER = (DEBUG, "what the batcher learned about a model")
     RECORDING = (DEBUG, "recorded arrivals and tensors")

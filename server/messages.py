@@ -65,6 +65,39 @@ class RequestedOutput(NamedTuple):
     classification: int = 0
 
 
+class RegionSlice(NamedTuple):
+    """A stretch of a client's shared memory: `size` bytes of the region of this name, from `offset` on."""
+
+    region: str
+    offset: int
+    size: int
+
+
+class SharedInput(NamedTuple):
+    """An input whose values lie in shared memory."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    at: RegionSlice
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What of a request lies in shared memory: inputs to be read, and where outputs are to be written."""
+
+    inputs: tuple[SharedInput, ...]
+    outputs: Mapping[str, RegionSlice]
+
+
+class Placed(NamedTuple):
+    """An output that was written into shared memory: the answer describes it and doesn't hold it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class BatchFacts:
     """How a batch was made and ran, shared by all its answers. Times are time.monotonic; `reason` says why it was cut.
@@ -91,6 +124,7 @@ class InferRequest:
 
     `length` is the cells that a row has along the padded axes, 1 where nothing is padded. `priority` is as the client gave it: 1 is the
     highest, 0 the lowest that the model has. `tenant` is who it's for, "" where nobody said. `explain` asks for the facts of its run.
+    `shared` is what still lies in shared memory: its inputs aren't among `inputs` before they are read.
     """
 
     model: str
@@ -111,11 +145,13 @@ class InferRequest:
     priority: int = 0
     tenant: str = ""
     explain: bool = False
+    shared: Shared | None = None
 
 
 @dataclass(slots=True)
 class InferResponse:
-    """One answer: outputs in the order asked for, or the error. `parameters` are facts about how it was made (explain)."""
+    """One answer: outputs in the order asked for, or the error. `parameters` are facts about how it was made (explain), `placed` the
+    outputs that were written into shared memory and aren't among `outputs`."""
 
     model: str
     version: str
@@ -124,6 +160,7 @@ class InferResponse:
     parameters: Mapping[str, Scalar] = field(default_factory=_no_parameters)
     error: TidegateError | None = None
     batch: BatchFacts | None = None
+    placed: tuple[Placed, ...] = ()
 
 
 OnResponse: TypeAlias = Callable[[InferResponse, bool], None]

@@ -28,6 +28,7 @@ from server.tensors import TensorSpec
 EXTENSIONS = [
     "binary_tensor_data",
     "classification",
+    "generate",
     "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
@@ -37,6 +38,7 @@ EXTENSIONS = [
     "statistics",
     "trace",
     "logging",
+    "system_shared_memory",
 ]
 INFER_DOC = """Open Inference Protocol V2 with the binary tensor extension: JSON, or with the header
 `Inference-Header-Content-Length: N` a JSON head of N bytes followed by raw tensors.

@@ -15,7 +15,7 @@ import numpy as np
 
 from server.errors import InvalidRequest
 from server.messages import InferRequest, Layout, RequestedOutput, Scalar
-from server.protocol.head import LEADING_ID, Body, Input, Layouts, parse_head
+from server.protocol.head import LEADING_ID, Body, Head, Input, Layouts, parse_head
 from server.protocol.json_codec import MAX_STRINGS, byte_size_mismatch, inline_tensor, too_many_strings
 from server.protocol.reply import Reply
 from server.tensors import DType, Tensor, TensorSpec
@@ -23,8 +23,10 @@ from server.tensors import DType, Tensor, TensorSpec
 MAX_HEAD = 4096
 MAX_ENTRIES = 1024
 MAX_CACHED_BYTES = 1 << 20
+MAX_SHARED_HEADS = 128
 COPY_BELOW = 1 << 16
 
+_BEFORE_ID = len(b'{"id":"')
 _LENGTH = Struct("<I")
 _BOOL = np.dtype(np.bool_)
 _UINT8 = np.dtype(np.uint8)
@@ -74,6 +76,7 @@ class BinaryDecoder:
         self._layouts = layouts if layouts is not None else Layouts()
         self._of_model = of_model
         self._plans: dict[bytes, _Plan] = {}
+        self._shared_heads: dict[bytes, Head] = {}
         self._cached_bytes = 0
 
     def decode(self, body: Body, head_length: int, model: str, version: str) -> tuple[InferRequest, Reply]:
@@ -105,19 +108,31 @@ class BinaryDecoder:
             raise InvalidRequest(f"inference header size should be in range (0, {len(body)}), got: {head_length}")
         if not head_length and self._of_model is not None:
             return self._decode_headless(body, model, self._of_model(model, version))
-        head = parse_head(body[:head_length])
+        head = self._shared_heads.get(key)
+        if head is None:
+            head = parse_head(body[:head_length])
+        elif (cut := head_length - len(key)) > 0:
+            head = head._replace(reply=head.reply._replace(id=bytes(body[_BEFORE_ID:cut]).decode()))
         parts, size = _parts(head.inputs, model)
         if len(body) - head_length != size:
             raise _wrong_length(parts, len(body) - head_length, model)
         if head.inline:
             values = {part.name: read_tensor(part, body, head_length) for part in parts}
-            inputs = {item.name: values[item.name] if item.size is not None else inline_tensor(item, model) for item in head.inputs}
+            inputs = {
+                item.name: values[item.name] if item.size is not None else inline_tensor(item, model)
+                for item in head.inputs
+                if item.region is None
+            }
         else:
             inputs = {part.name: read_tensor(part, body, head_length) for part in parts}
         layout = self._layouts.of(head.inputs)
         if not head.inline and head_length <= MAX_HEAD:
-            self._keep(key, _Plan(parts, size, _plain(parts), layout, head.outputs, head.parameters, head.reply))
-        return InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters), head.reply
+            if head.shared is None:
+                self._keep(key, _Plan(parts, size, _plain(parts), layout, head.outputs, head.parameters, head.reply))
+            else:
+                self._keep_shared(key, head)
+        request = InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters, shared=head.shared)
+        return request, head.reply
 
     def _decode_headless(self, body: Body, model: str, takes: Takes) -> tuple[InferRequest, Reply]:
         item = _headless(takes, len(body), model)
@@ -131,6 +146,12 @@ class BinaryDecoder:
         else:
             tensor = read_tensor(Part(name, kind, shape, count, 0, len(body)), body, 0)
         return InferRequest(model, {name: tensor}, self._layouts.of([item]), takes.version), Reply("", True)
+
+    def _keep_shared(self, key: bytes, head: Head) -> None:
+        """Heads that name shared memory are kept by themselves: they are decoded here, and the others pay nothing for it."""
+        if len(self._shared_heads) >= MAX_SHARED_HEADS:
+            self._shared_heads.clear()
+        self._shared_heads[key] = head
 
     def _keep(self, key: bytes, plan: _Plan) -> None:
         if len(self._plans) >= MAX_ENTRIES or self._cached_bytes + len(key) > MAX_CACHED_BYTES:

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from server.errors import InvalidRequest
-from server.messages import InferRequest, InferResponse
+from server.messages import InferRequest, InferResponse, RegionSlice, Shared
 from server.protocol.binary_codec import raw_values, read_strings
 from server.protocol.encode import Encoded
 from server.protocol.head import Body, parse_json
@@ -41,9 +41,24 @@ def encode_request(request: InferRequest, reply: Reply) -> Encoded:
             {"name": name, "parameters": {"binary_data": reply.binary.get(name, False), "classification": classes}}
             for name, classes in request.outputs
         ]
+    if request.shared is not None:
+        _add_shared(head, request.shared)
     text = orjson.dumps(head)
     text = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT)
     return Encoded(text, blobs, True, len(text) + sum(map(len, blobs)))
+
+
+def _add_shared(head: dict[str, Any], shared: Shared) -> None:
+    head["inputs"] += [
+        {"name": name, "shape": shape, "datatype": datatype, "parameters": _slice(at)} for name, datatype, shape, at in shared.inputs
+    ]
+    for output in head.get("outputs", ()):
+        if output["name"] in shared.outputs:
+            output["parameters"] |= _slice(shared.outputs[output["name"]])
+
+
+def _slice(at: RegionSlice) -> dict[str, Any]:
+    return {"shared_memory_region": at.region, "shared_memory_offset": at.offset, "shared_memory_byte_size": at.size}
 
 
 def decode_response(body: Body, head_length: int | None = None) -> InferResponse:

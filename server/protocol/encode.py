@@ -6,12 +6,14 @@ values or sizes differ from answer to answer. The id and the parameters, which c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import orjson
 
 from server.errors import BackendFailure
-from server.messages import InferResponse
+from server.messages import InferResponse, Placed
 from server.protocol.binary_codec import COPY_BELOW, raw_values, write_strings
 from server.protocol.json_codec import to_json
 from server.protocol.reply import Reply
@@ -19,6 +21,7 @@ from server.tensors import DType, Tensor, dtype_of
 
 MAX_ENTRIES = 1024
 MAX_HEAD = 4096
+_END = b"]}"
 
 _JSON_BYTES = {"BOOL": 6, "UINT8": 4, "INT8": 5, "UINT16": 6, "INT16": 7, "UINT32": 11, "INT32": 12, "FP16": 13, "BF16": 13, "FP32": 13}
 
@@ -63,6 +66,8 @@ class Encoder:
     def encode(self, response: InferResponse, reply: Reply) -> Encoded:
         """The body for an answer that isn't an error. Raises InvalidRequest where BYTES asked for in JSON aren't UTF-8, and
         BackendFailure for an array that the protocol has no datatype for."""
+        if response.placed:
+            return with_placed(self.encode(replace(response, placed=()), reply), response.placed)
         request_id, default, listed = reply
         signature: list[object] = [response.model, response.version]
         for name, array in response.outputs.items():
@@ -90,6 +95,14 @@ class Encoder:
                 self._forms.clear()
             self._forms[key] = form
         return form
+
+
+def with_placed(encoded: Encoded, placed: Sequence[Placed]) -> Encoded:
+    """The body, with outputs that lie in shared memory after the others: described, without values or parameters."""
+    outputs = orjson.dumps([{"name": name, "datatype": datatype, "shape": shape} for name, datatype, shape in placed])
+    head = bytes(encoded.head)[: -len(_END)]
+    head += (b"" if head.endswith(b"[") else b",") + outputs[1:-1] + _END
+    return Encoded(head, encoded.blobs, encoded.binary, len(head) + encoded.size - len(encoded.head))
 
 
 def json_bytes(response: InferResponse, reply: Reply) -> int:
@@ -128,7 +141,7 @@ def _form(response: InferResponse, reply: Reply) -> _Form:
             text = b""
         text += b"}}" if binary else b"}"
         any_binary |= binary
-    texts.append(text + b"]}")
+    texts.append(text + _END)
     plain = len(response.outputs) == 1 and not any_binary
     return _Form(model, tuple(texts), tuple(gaps), b"{" + model + texts[0], blob_bytes, any_binary, plain)
 

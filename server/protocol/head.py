@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import orjson
 
-from server.errors import InvalidRequest, Unsupported
-from server.messages import NO_PARAMETERS, Layout, RequestedOutput, Scalar
+from server.errors import InvalidRequest
+from server.messages import NO_PARAMETERS, Layout, RegionSlice, RequestedOutput, Scalar, Shared, SharedInput
 from server.protocol.reply import NO_OUTPUTS, Reply
 from server.tensors import DTYPES, DType
 
@@ -41,7 +41,8 @@ _REPR.maxlist = 8
 
 
 class Input(NamedTuple):
-    """One input. Its values are `data` (JSON) or the next `size` bytes after the head; the other is None."""
+    """One input. Its values are `data` (JSON, or the RegionSlice where they lie) or the next `size` bytes after the head; the other is
+    None."""
 
     name: str
     kind: DType
@@ -49,6 +50,11 @@ class Input(NamedTuple):
     elements: int
     size: int | None
     data: Any
+
+    @property
+    def region(self) -> RegionSlice | None:
+        """Where in shared memory its values lie, None where they don't."""
+        return self.data if type(self.data) is RegionSlice else None
 
 
 class Head(NamedTuple):
@@ -59,6 +65,7 @@ class Head(NamedTuple):
     parameters: Mapping[str, Scalar]
     reply: Reply
     inline: bool
+    shared: Shared | None
 
 
 class Layouts:
@@ -87,7 +94,7 @@ def shown(value: object) -> str:
 
 
 def parse_head(text: Body) -> Head:
-    """Read and check a head. Raises InvalidRequest that names the member, or Unsupported (shared memory)."""
+    """Read and check a head. Raises InvalidRequest that names the member."""
     document = parse_json(text)
     if type(document) is not dict:
         raise InvalidRequest(f"the request must be a JSON object, got {shown(document)}")
@@ -102,10 +109,16 @@ def parse_head(text: Body) -> Head:
     inputs = [read_input(index, item) for index, item in enumerate(given)]
     if len(inputs) > 1:
         refuse_twice([item.name for item in inputs], "input")
-    inline = any(item.size is None for item in inputs)
-    outputs, binary = _outputs(document["outputs"]) if "outputs" in document else ((), NO_OUTPUTS)
+    inline = any(item.size is None and item.region is None for item in inputs)
+    outputs, binary, places = _outputs(document["outputs"]) if "outputs" in document else ((), NO_OUTPUTS, {})
     parameters, binary_default = read_parameters(document["parameters"]) if "parameters" in document else (NO_PARAMETERS, False)
-    return Head(inputs, outputs, parameters, Reply(request_id, binary_default, binary), inline)
+    return Head(inputs, outputs, parameters, Reply(request_id, binary_default, binary), inline, shared_by(inputs, places))
+
+
+def shared_by(inputs: list[Input], outputs: Mapping[str, RegionSlice]) -> Shared | None:
+    """What of a request lies in shared memory, None for nothing."""
+    found = tuple([SharedInput(item.name, item.kind.name, item.shape, at) for item in inputs if (at := item.region) is not None])
+    return Shared(found, outputs) if found or outputs else None
 
 
 def parse_json(text: Body) -> Any:
@@ -164,7 +177,7 @@ def _members(document: dict[str, Any]) -> int:
 
 
 def read_input(index: int, given: Any) -> Input:
-    """An input as its JSON object says it. Raises InvalidRequest that names the member, or Unsupported."""
+    """An input as its JSON object says it. Raises InvalidRequest that names the member."""
     if type(given) is not dict:
         raise InvalidRequest(f"inputs[{index}] must be an object, got {shown(given)}")
     name = read_name(given, "inputs", index)
@@ -182,7 +195,7 @@ def read_input(index: int, given: Any) -> Input:
     if inline:
         return Input(name, kind, shape, count, None, given["data"])
     if region:
-        raise Unsupported(f"input {name!r}: shared memory isn't built yet; send its values as 'data' or with 'binary_data_size'")
+        return Input(name, kind, shape, count, None, _region_slice("input", name, parameters))
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
         raise InvalidRequest(f"input {name!r}: 'binary_data_size' must be an integer >= 0, got {shown(size)}")
@@ -226,35 +239,49 @@ def refuse_twice(names: list[str], what: str) -> None:
         seen.add(name)
 
 
-def _outputs(given: Any) -> tuple[tuple[RequestedOutput, ...], Mapping[str, bool]]:
+def _region_slice(what: str, name: str, parameters: Mapping[str, Any]) -> RegionSlice:
+    region = parameters["shared_memory_region"]
+    if type(region) is not str or not 0 < len(region) <= MAX_NAME:
+        raise InvalidRequest(f"{what} {name!r}: 'shared_memory_region' must be a string of 1 to {MAX_NAME} characters, got {shown(region)}")
+    numbers = []
+    for key, default in (("shared_memory_offset", 0), ("shared_memory_byte_size", None)):
+        number = parameters.get(key, default)
+        if type(number) is not int or not 0 <= number < MAX_AXIS:
+            raise InvalidRequest(f"{what} {name!r}: '{key}' must be an integer from 0 to 2**63 - 1, got {shown(number)}")
+        numbers.append(number)
+    return RegionSlice(region, *numbers)
+
+
+def _outputs(given: Any) -> tuple[tuple[RequestedOutput, ...], Mapping[str, bool], Mapping[str, RegionSlice]]:
     if type(given) is not list:
         raise InvalidRequest(f"'outputs' must be a list, got {shown(given)}")
-    outputs, binary = [], {}
+    outputs, binary, places = [], {}, {}
     for index, item in enumerate(given):
         if type(item) is not dict:
             raise InvalidRequest(f"outputs[{index}] must be an object, got {shown(item)}")
         name = read_name(item, "outputs", index)
-        classes, raw = read_output_parameters(name, item["parameters"]) if "parameters" in item else (0, False)
+        classes, raw, place = read_output_parameters(name, item["parameters"]) if "parameters" in item else (0, False, None)
         outputs.append(RequestedOutput(name, classes))
         binary[name] = raw
+        if place is not None:
+            places[name] = place
     if len(binary) != len(outputs):
         refuse_twice([output.name for output in outputs], "output")
-    return tuple(outputs), MappingProxyType(binary)
+    return tuple(outputs), MappingProxyType(binary), places
 
 
-def read_output_parameters(name: str, given: Any) -> tuple[int, bool]:
-    """How an output is asked for: its classes, 0 for the whole of it, and whether in binary. Raises InvalidRequest or Unsupported."""
+def read_output_parameters(name: str, given: Any) -> tuple[int, bool, RegionSlice | None]:
+    """How an output is asked for: its classes, 0 for the whole of it; whether in binary; and where in shared memory, None for in the
+    answer. Raises InvalidRequest."""
     if type(given) is not dict:
         raise InvalidRequest(f"output {name!r}: 'parameters' must be an object, got {shown(given)}")
-    if "shared_memory_region" in given:
-        raise Unsupported(f"output {name!r}: shared memory isn't built yet; ask for it in the answer")
     binary = given.get("binary_data", False)
     if type(binary) is not bool:
         raise InvalidRequest(f"output {name!r}: 'binary_data' must be true or false, got {shown(binary)}")
     classes = given.get("classification", 0)
     if type(classes) is not int or classes < 0:
         raise InvalidRequest(f"output {name!r}: 'classification' must be an integer >= 0, got {shown(classes)}")
-    return classes, binary
+    return classes, binary, _region_slice("output", name, given) if "shared_memory_region" in given else None
 
 
 def read_parameters(given: Any) -> tuple[Mapping[str, Scalar], bool]:

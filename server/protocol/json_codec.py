@@ -71,8 +71,9 @@ def decode(body: Body, model: str, version: str, layouts: Layouts | None = None)
 
 def request_of(head: Head, model: str, version: str, layouts: Layouts) -> InferRequest:
     """The request of a head that is all there is. Raises InvalidRequest for values that don't fit."""
-    inputs = {item.name: inline_tensor(item, model) for item in head.inputs}
-    return InferRequest(model, inputs, layouts.of(head.inputs), version, head.reply.id, head.outputs, head.parameters)
+    inputs = {item.name: inline_tensor(item, model) for item in head.inputs if item.region is None}
+    layout = layouts.of(head.inputs)
+    return InferRequest(model, inputs, layout, version, head.reply.id, head.outputs, head.parameters, shared=head.shared)
 
 
 def inline_tensor(item: Input, model: str) -> Tensor:

@@ -76,7 +76,7 @@ class JsonDecoder:
     def _decode_new(self, body: bytes, model: str, version: str, before: bytes, values: int) -> tuple[InferRequest, Reply]:
         head = parse_head(body)
         request = request_of(head, model, version, self._layouts)
-        if len(head.inputs) == 1 and before.endswith(_DATA):
+        if len(head.inputs) == 1 and head.shared is None and before.endswith(_DATA):
             self._learn(before, body[values:], head, request.layout)
         return request, head.reply
 

@@ -7,11 +7,11 @@ JSON heads, and refused in the same words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from server.errors import BodyTooLarge, InvalidRequest, Unsupported
-from server.messages import NO_PARAMETERS, InferRequest, Layout, RequestedOutput, Scalar
+from server.errors import BodyTooLarge, InvalidRequest
+from server.messages import NO_PARAMETERS, InferRequest, Layout, RegionSlice, RequestedOutput, Scalar, Shared
 from server.protocol.binary_codec import Part, read_tensor
 from server.protocol.head import (
     MAX_DIMS,
@@ -25,6 +25,7 @@ from server.protocol.head import (
     read_output_parameters,
     read_parameters,
     refuse_twice,
+    shared_by,
     shown,
 )
 from server.protocol.json_codec import byte_size_mismatch
@@ -48,6 +49,7 @@ class _Plan(NamedTuple):
     layout: Layout
     outputs: tuple[RequestedOutput, ...]
     parameters: Mapping[str, Scalar]
+    shared: Shared | None
 
 
 class ProtoDecoder:
@@ -71,7 +73,7 @@ class ProtoDecoder:
         plan = self._plans.get(key)
         if plan is None or len(raws) != len(plan.parts):
             return self._decode_new(body, fields, key)
-        model, version, parts, layout, outputs, parameters = plan
+        model, version, parts, layout, outputs, parameters, shared = plan
         inputs = {}
         for part, (start, size) in zip(parts, raws, strict=True):
             if size != part.size:
@@ -80,7 +82,16 @@ class ProtoDecoder:
         request_id = body[id_start:id_end]
         if request_id and not (len(request_id) <= MAX_ID and request_id.isascii()):
             return self._decode_new(body, fields, key)
-        return InferRequest(model, inputs, layout, version, request_id.decode(), outputs, parameters)
+        request = InferRequest(model, inputs, layout, version, request_id.decode(), outputs, parameters)
+        if shared is not None:
+            request.shared = shared
+        return request
+
+    def typed_bytes(self, body: bytes) -> int:
+        """The bytes of a message beside its raw tensors, 0 for more than `decode` takes. Raises InvalidRequest."""
+        fields = walk(body)
+        size = fields.head if fields.plain else len(body) - sum(size for _, size in fields.raws)
+        return size if size <= self._max_typed else 0
 
     def _decode_new(self, body: bytes, fields: Fields, key: bytes) -> InferRequest:
         self._refuse_large(fields.head)
@@ -115,10 +126,12 @@ class ProtoDecoder:
             raise InvalidRequest(f"'id' must be a string of at most {MAX_ID} characters, got {shown(request_id)}")
         if raws:
             _match(message.inputs, raws, model)
-        inputs = [_read_input(index, tensor, raws) for index, tensor in enumerate(message.inputs)]
+        waiting = iter(raws)
+        inputs = [_read_input(index, tensor, waiting if raws else None) for index, tensor in enumerate(message.inputs)]
         refuse_twice([item.name for item in inputs], "input")
         layout = self._layouts.of(inputs)
-        outputs = _outputs(message.outputs)
+        outputs, places = _outputs(message.outputs)
+        shared = shared_by(inputs, places)
         parameters = read_parameters(_scalars(message.parameters))[0] if message.parameters else NO_PARAMETERS
         parts = [Part(name, kind, shape, count, 0, size) for name, kind, shape, count, size, _ in inputs if size is not None]
         for part in parts:
@@ -127,9 +140,10 @@ class ProtoDecoder:
         if raws:
             values = {part.name: read_tensor(part, raw, 0) for part, raw in zip(parts, raws, strict=True)}
         else:
-            values = {item.name: _typed(item, tensor, model) for item, tensor in zip(inputs, message.inputs, strict=True)}
-        plan = _Plan(model, version, tuple(parts), layout, outputs, parameters) if raws else None
-        return plan, InferRequest(model, values, layout, version, request_id, outputs, parameters)
+            pairs = zip(inputs, message.inputs, strict=True)
+            values = {item.name: _typed(item, tensor, model) for item, tensor in pairs if item.region is None}
+        plan = _Plan(model, version, tuple(parts), layout, outputs, parameters, shared) if raws or not values else None
+        return plan, InferRequest(model, values, layout, version, request_id, outputs, parameters, shared=shared)
 
     def _keep(self, key: bytes, plan: _Plan) -> None:
         if len(self._plans) >= MAX_ENTRIES or self._cached_bytes + len(key) > MAX_CACHED_BYTES:
@@ -164,7 +178,8 @@ def named(body: bytes) -> tuple[str, str]:
 
 
 def _match(inputs: Sequence[Message], raws: Sequence[Body], model: str) -> None:
-    """Raises InvalidRequest unless each input has one raw tensor and no typed contents."""
+    """Raises InvalidRequest unless each input that isn't in shared memory has one raw tensor and no typed contents."""
+    inputs = [tensor for tensor in inputs if "shared_memory_region" not in tensor.parameters]
     for tensor in inputs:
         if tensor.HasField("contents"):
             raise InvalidRequest(
@@ -174,14 +189,14 @@ def _match(inputs: Sequence[Message], raws: Sequence[Body], model: str) -> None:
         raise InvalidRequest(f"expected {len(inputs)} raw_input_contents for model '{model}', one for each input, got {len(raws)}")
 
 
-def _read_input(index: int, tensor: Message, raws: Sequence[Body]) -> Input:
+def _read_input(index: int, tensor: Message, raws: Iterator[Body] | None) -> Input:
     parameters = _scalars(tensor.parameters)
     given: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape[: MAX_DIMS + 1])}
     if "shared_memory_region" in parameters:
-        raise Unsupported(f"input {shown(tensor.name)}: shared memory isn't built yet; send its values as raw_input_contents")
-    if raws:
-        given["parameters"] = {"binary_data_size": len(raws[index])}
-    else:
+        given["parameters"] = {name: value for name, value in parameters.items() if name.startswith("shared_memory_")}
+    elif raws is not None:
+        given["parameters"] = {"binary_data_size": len(next(raws))}
+    if "parameters" not in given or ("shared_memory_region" in parameters and tensor.HasField("contents")):
         given["data"] = None
     return read_input(index, given)
 
@@ -192,14 +207,16 @@ def _typed(item: Input, tensor: Message, model: str) -> Tensor:
     return typed_tensor(item, tensor.contents.SerializeToString())
 
 
-def _outputs(given: Sequence[Message]) -> tuple[RequestedOutput, ...]:
-    outputs = []
+def _outputs(given: Sequence[Message]) -> tuple[tuple[RequestedOutput, ...], Mapping[str, RegionSlice]]:
+    outputs, places = [], {}
     for index, output in enumerate(given):
         name = read_name({"name": output.name}, "outputs", index)
-        classes, _ = read_output_parameters(name, _scalars(output.parameters))
+        classes, _, place = read_output_parameters(name, _scalars(output.parameters))
         outputs.append(RequestedOutput(name, classes))
+        if place is not None:
+            places[name] = place
     refuse_twice([output.name for output in outputs], "output")
-    return tuple(outputs)
+    return tuple(outputs), places
 
 
 def _scalars(parameters: Mapping[str, Message]) -> dict[str, Scalar]:

@@ -6,10 +6,10 @@ message. protobuf's own classes would copy them twice more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from server.messages import InferResponse, Scalar
+from server.messages import InferResponse, Placed, Scalar
 from server.protocol.binary_codec import COPY_BELOW, raw_values
 from server.protocol.encode import kind_of
 from server.protocol.proto.messages import ModelInferResponse, message_class
@@ -66,9 +66,12 @@ class ProtoEncoder:
         if parameters:
             pieces.append(_written(parameters))
         pieces.append(outputs)
+        if response.placed:
+            pieces.append(_described(response.placed))
         for before, array in zip(raws, response.outputs.values(), strict=True):
             values = array.tobytes() if before and array.nbytes < COPY_BELOW else raw_values(array)
             pieces += (before or bytes((RAW_OUTPUT,)) + as_varint(len(values)), values)
+        pieces += [bytes((RAW_OUTPUT, 0))] * len(response.placed)  # one for each output: clients count them
         return pieces
 
     def _form_for(self, key: tuple[object, ...], response: InferResponse) -> _Form:
@@ -96,6 +99,14 @@ def _form(response: InferResponse) -> _Form:
         described.outputs.add(name=name, datatype=kind.name, shape=array.shape)
         raws.append(bytes((RAW_OUTPUT,)) + as_varint(array.nbytes) if kind.size else b"")
     return _Form(opening, described.SerializeToString(), tuple(raws))
+
+
+def _described(placed: Sequence[Placed]) -> bytes:
+    message = ModelInferResponse()
+    for name, datatype, shape in placed:
+        message.outputs.add(name=name, datatype=datatype, shape=shape)
+    written: bytes = message.SerializeToString()
+    return written
 
 
 def _written(parameters: Mapping[str, Scalar]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -9,6 +11,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import tritonclient.utils.shared_memory as shm
 
 from server.config import VERSION
 from server.tensors import DTYPES, Tensor
@@ -235,6 +238,27 @@ def parameters(transport: Transport) -> None:
     assert explained["batch_rows"] >= 2
 
 
+def shared_memory(transport: Transport) -> None:
+    """A region is registered, listed and forgotten, by itself and with all others; CUDA's are none."""
+    handle = shm.create_shared_memory_region("region", f"/tidegate_conformance_{os.getpid()}", 64)
+    try:
+        for forget in ((), ("region",)):
+            transport.ask("register_system_shared_memory", "region", f"/tidegate_conformance_{os.getpid()}", 32, offset=32)
+            for which in ((), ("region",)):
+                found = str(transport.ask("get_system_shared_memory_status", *which))
+                assert ("region" in found, "32" in found) == (True, True)
+            transport.ask("unregister_system_shared_memory", *forget)
+            assert "region" not in str(transport.ask("get_system_shared_memory_status")).replace("regions", "")
+        with pytest.raises(Refused, match="CUDA shared memory is unsupported here"):
+            transport.ask("register_cuda_shared_memory", "region", b"", 0, 64)
+        for which in ((), ("region",)):
+            transport.ask("get_cuda_shared_memory_status", *which)
+            transport.ask("unregister_cuda_shared_memory", *which)
+    finally:
+        shm.destroy_shared_memory_region(handle)
+    good(transport)
+
+
 def classification(transport: Transport) -> None:
     """The classes of the largest values, the largest first, ties by their number; 0 is off, and more than there are is all."""
     scores = np.array([[0.5, 2.0, -1.0, 2.0], [9.0, 8.0, 7.0, 6.0]], np.float32)
@@ -312,6 +336,17 @@ def own_pages(transport: Http) -> None:
             transport.calls.add(("GET", path))
 
 
+def generate(transport: Http) -> None:
+    """Plain JSON in and out; no stock client knows it."""
+    for path in ("/v2/models/pair/generate", "/v2/models/pair/versions/1/generate"):
+        for suffix, before in (("", b"{"), ("_stream", b"data: {")):
+            with urlopen(f"http://{transport.address}{path}{suffix}", json.dumps({"a": A.tolist(), "b": B.tolist()}).encode()) as answer:
+                said = answer.read()
+            assert said.startswith(before)
+            assert json.loads(said.removeprefix(b"data: "))["total"] == (A + B).reshape(-1).tolist()
+            transport.calls.add(("POST", path + suffix))
+
+
 CASES: Mapping[str, Case] = {
     "health": health,
     "server metadata": server_metadata,
@@ -331,7 +366,8 @@ CASES: Mapping[str, Case] = {
     "versions": versions,
     "parameters": parameters,
     "classification": classification,
+    "shared memory": shared_memory,
     **{f"error {name}": partial(error, name) for name in ERRORS},
 }
-HTTP_CASES: Mapping[str, Case] = {"own pages": own_pages}
+HTTP_CASES: Mapping[str, Case] = {"own pages": own_pages, "generate": generate}
 """For one transport only: "http binary"."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -35,7 +35,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     place_with_manifest(root, "exported")
     (root / "corrupt" / "1").mkdir(parents=True)
     (root / "corrupt" / "1" / "model.onnx").write_bytes(b"not a model")
-    with in_thread(root, grpc_port=0, ready_when="any", model_control="explicit", load_model=["*"]) as app:
+    settings: Any = {"ready_when": "any", "model_control": "explicit", "load_model": ["*"], "allow": ("shared-memory",)}
+    with in_thread(root, grpc_port=0, **settings) as app:
         yield app
 
 

@@ -13,12 +13,14 @@ from typing import TypeAlias
 
 from server.edges.grpc.call import Call, admitted
 from server.edges.infer_edge import InferEdge
+from server.edges.offload.json_worker import BodySink
 from server.engine.streams.engine import Stream
-from server.errors import Cancelled, Overloaded, TidegateError
+from server.errors import Cancelled, Overloaded, TidegateError, Unavailable
 from server.gate import Operation
 from server.messages import CancelHandle, InferRequest, InferResponse, Layout, TraceContext
 from server.protocol.proto_codec import ProtoDecoder, named
 from server.protocol.proto_encode import FINAL_WANTED, ProtoEncoder, streamed_error
+from server.protocol.reply import Reply
 
 Answered: TypeAlias = Callable[[bytes | TidegateError, bool], None]
 """Gets an answer or the error, and whether it was the last. An empty one needn't be sent."""
@@ -78,15 +80,50 @@ class Inference:
         self._fail(Overloaded(f"requests in flight hold all of {limit} bytes", "limits.inflight_bytes"))
 
     def _submit(self, body: bytes) -> None:
-        edge, call, gate = self._edge, self._call, self._edge.shared.gate
+        decoder, large = self._edge.decoder, self._edge.shared.limits.json_offload
         begun = monotonic()
         try:
-            request = edge.decoder.decode(body)
+            if len(body) > large and decoder.typed_bytes(body) > large:
+                self._offload(body)
+                return
+            request = decoder.decode(body)
         except TidegateError as error:
-            model, version = named(body)
-            self._request = InferRequest(model, {}, NO_LAYOUT, version, received=self._received)
+            self._account(body)
             self._fail(error)
             return
+        self._ask(request, begun)
+
+    def _account(self, body: bytes) -> None:
+        """Have the request counted as one for whom it names, until it's decoded."""
+        model, version = named(body)
+        self._request = InferRequest(model, {}, NO_LAYOUT, version, received=self._received)
+
+    def _offload(self, body: bytes) -> None:
+        """Have the helper process decode typed contents of many bytes: it would keep the loop for some 10 ms a megabyte."""
+        self._account(body)
+        shared = self._edge.shared
+
+        def kept(writing: asyncio.Future[BodySink]) -> None:
+            try:
+                sink = writing.result()
+                if not self.ended:
+                    self._handle = shared.json_worker.decode_typed(sink, self._decoded)
+            except (OSError, TidegateError) as error:
+                self._decoded(error if isinstance(error, TidegateError) else Unavailable(f"the message can't be kept: {error.strerror}"))
+
+        shared.loop.run_in_executor(None, BodySink, (body,)).add_done_callback(kept)
+
+    def _decoded(self, result: tuple[InferRequest, Reply] | TidegateError) -> None:
+        self._handle = None
+        if self.ended:
+            return
+        if isinstance(result, TidegateError):
+            self._fail(result)
+        else:
+            self._ask(result[0], self._received)
+
+    def _ask(self, request: InferRequest, begun: float) -> None:
+        edge, call, gate = self._edge, self._call, self._edge.shared.gate
         self._request = request
         request.received = self._received
         try:

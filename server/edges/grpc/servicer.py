@@ -13,11 +13,13 @@ from typing import Any, NamedTuple, TypeAlias
 from server.config import VERSION
 from server.control.dials import Dials
 from server.controlplane import ControlPlane
+from server.edges.extensions.shared_memory import NO_CUDA
 from server.edges.grpc.call import Call, admitted
 from server.errors import InvalidRequest, ModelUnavailable, NotFound, Unsupported
 from server.gate import Gate, Operation
 from server.protocol.proto.messages import INFERENCE, Message, methods_of, parse
 from server.protocol.proto_codec import addressee
+from server.regions import RegionRow, Regions
 from server.router.router import Router
 from server.statistics import Statistics
 from server.tensors import TensorSpec
@@ -36,6 +38,7 @@ class Servicer:
     ready: Callable[[], bool]
     statistics: Statistics
     dials: Dials
+    regions: Regions
 
     async def call(self, method: str, body: bytes, call: Call) -> bytes:
         """Run a method by its name, from message bytes to message bytes. Raises TidegateError."""
@@ -118,6 +121,29 @@ async def _repository_index(servicer: Servicer, request: Message) -> Fields:
     return {"models": [{"name": row.name, "version": row.version, "state": str(row.state), "reason": row.reason} for row in rows]}
 
 
+def _regions_status(servicer: Servicer, request: Message) -> Fields:
+    return {"regions": {row.name: row._asdict() for row in servicer.regions.status(request.name)}}
+
+
+def _register_region(servicer: Servicer, request: Message) -> Fields:
+    servicer.regions.register(RegionRow(request.name, request.key, request.offset, request.byte_size))
+    return {}
+
+
+def _unregister_region(servicer: Servicer, request: Message) -> Fields:
+    servicer.regions.unregister(request.name)
+    return {}
+
+
+def _nothing(servicer: Servicer, request: Message) -> Fields:
+    """CUDA's regions: there are none, and forgetting them succeeds."""
+    return {}
+
+
+def _refuse_cuda(servicer: Servicer, request: Message) -> Fields:
+    raise Unsupported(NO_CUDA)
+
+
 def _only_repository(request: Message) -> None:
     if request.repository_name:
         raise Unsupported("'repository_name' isn't supported: this server has one repository; leave it empty")
@@ -181,12 +207,12 @@ _OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
     "RepositoryIndex": (Operation.REPOSITORY_INDEX, _repository_index),
     "RepositoryModelLoad": (Operation.MODEL_LOAD, _load),
     "RepositoryModelUnload": (Operation.MODEL_UNLOAD, _unload),
-    "SystemSharedMemoryStatus": (Operation.SHARED_MEMORY, None),
-    "SystemSharedMemoryRegister": (Operation.SHARED_MEMORY, None),
-    "SystemSharedMemoryUnregister": (Operation.SHARED_MEMORY, None),
-    "CudaSharedMemoryStatus": (Operation.SHARED_MEMORY, None),
-    "CudaSharedMemoryRegister": (Operation.SHARED_MEMORY, None),
-    "CudaSharedMemoryUnregister": (Operation.SHARED_MEMORY, None),
+    "SystemSharedMemoryStatus": (Operation.SHARED_MEMORY, _regions_status),
+    "SystemSharedMemoryRegister": (Operation.SHARED_MEMORY, _register_region),
+    "SystemSharedMemoryUnregister": (Operation.SHARED_MEMORY, _unregister_region),
+    "CudaSharedMemoryStatus": (Operation.SHARED_MEMORY, _nothing),
+    "CudaSharedMemoryRegister": (Operation.SHARED_MEMORY, _refuse_cuda),
+    "CudaSharedMemoryUnregister": (Operation.SHARED_MEMORY, _nothing),
     "TraceSetting": (Operation.SETTINGS, _trace_setting),
     "LogSettings": (Operation.SETTINGS, _log_settings),
 }

@@ -11,7 +11,7 @@ import mmap
 import os
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -21,6 +21,7 @@ from server.protocol import json_codec
 from server.protocol.binary_codec import BinaryDecoder
 from server.protocol.client_codec import decode_response, encode_request
 from server.protocol.encode import Encoded, Encoder
+from server.protocol.proto_codec import ProtoDecoder
 from server.protocol.reply import Reply
 from server.timeslice import LONGEST, take_turns
 
@@ -30,7 +31,8 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class Job(NamedTuple):
-    """What to do with the body in the memfd. `kind` is decode (JSON to a binary request) or encode (a binary answer to JSON).
+    """What to do with the body in the memfd. `kind` is decode (JSON to a binary request), typed (a gRPC message with typed contents to
+    one; the answer's text names the model and the version) or encode (a binary answer to JSON).
     `head` is the length of the body's head, None where it's all JSON; `binary` says which outputs of an answer stay binary."""
 
     number: int
@@ -73,7 +75,7 @@ def _serve(channel: socket.socket, job: Job, fd: int) -> None:
     finally:
         os.close(fd)
     try:
-        done = _decode(body, job) if job.kind == "decode" else _encode(body, job)
+        done, text = _KINDS[job.kind](body, job)
     except TidegateError as error:
         send(channel, Answer(job.number, error=type(error).__name__, text=str(error)[:MAX_TEXT]))
         return
@@ -81,23 +83,31 @@ def _serve(channel: socket.socket, job: Job, fd: int) -> None:
     try:
         write_all(result, (done.head, *done.blobs))
         fcntl.fcntl(result, fcntl.F_ADD_SEALS, SEALS)
-        send(channel, Answer(job.number, done.size, len(done.head), done.binary), result)
+        send(channel, Answer(job.number, done.size, len(done.head), done.binary, text=text), result)
     finally:
         os.close(result)
 
 
-def _decode(body: memoryview, job: Job) -> Encoded:
+def _decode(body: memoryview, job: Job) -> tuple[Encoded, str]:
     if job.head is None:
         request, reply = json_codec.decode(body, job.model, "")
     else:
         request, reply = BinaryDecoder().decode(body, job.head, job.model, "")
-    return encode_request(request, reply)
+    return encode_request(request, reply), ""
 
 
-def _encode(body: memoryview, job: Job) -> Encoded:
+def _typed(body: memoryview, job: Job) -> tuple[Encoded, str]:
+    request = ProtoDecoder(job.size).decode(bytes(body))
+    return encode_request(request, Reply(request.id)), orjson.dumps((request.model, request.version)).decode()
+
+
+def _encode(body: memoryview, job: Job) -> tuple[Encoded, str]:
     response = decode_response(body, job.head)
     binary = dict(zip(response.outputs, job.binary, strict=True))
-    return Encoder().encode(response, Reply(response.id, False, binary))
+    return Encoder().encode(response, Reply(response.id, False, binary)), ""
+
+
+_KINDS: Mapping[str, Callable[[memoryview, Job], tuple[Encoded, str]]] = {"decode": _decode, "typed": _typed, "encode": _encode}
 
 
 def send(channel: socket.socket, message: Job | Answer, fd: int | None = None) -> None:

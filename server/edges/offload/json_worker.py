@@ -17,6 +17,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,9 +28,9 @@ import orjson
 import server
 from server.edges.offload.json_child import MAX_MESSAGE, SEALS, Answer, Job, map_body, new_memfd, send, write_all
 from server.errors import BackendFailure, BodyTooLarge, Draining, InvalidRequest, Overloaded, TidegateError, Unavailable, Unsupported
-from server.messages import CancelHandle, InferRequest, InferResponse
+from server.messages import CancelHandle, InferRequest, InferResponse, Placed
 from server.protocol.binary_codec import BinaryDecoder
-from server.protocol.encode import Encoded, Encoder
+from server.protocol.encode import Encoded, Encoder, with_placed
 from server.protocol.head import MAX_NAME, Layouts
 from server.protocol.reply import Reply
 
@@ -217,14 +219,23 @@ class JsonWorker:
         job = Job(next(self._numbers), "decode", body.size, head_length, model[:MAX_NAME])
         return self._submit(_Task(job, body.detach(), finish, on_done, self._forget))
 
+    def decode_typed(self, body: BodySink, on_done: OnDecoded) -> CancelHandle:
+        """As `decode`, for a gRPC message whose values are typed contents."""
+        return self._submit(_Task(Job(next(self._numbers), "typed", body.size, None), body.detach(), self._typed, on_done, self._forget))
+
+    def _typed(self, result: memoryview, answer: Answer) -> tuple[InferRequest, Reply]:
+        model, version = orjson.loads(answer.text)
+        return self._decoder.decode(result, answer.head, model, version)
+
     def encode(self, response: InferResponse, reply: Reply, on_done: OnEncoded) -> CancelHandle:
         """Encode an answer as Encoder does. Its outputs are copied before this returns. `on_done` gets the Encoded, whose parts are
         views of memory that goes with them, or the error. Raises Overloaded, Draining, and what Encoder.encode raises."""
+        placed, response = response.placed, replace(response, placed=())
         raw = self._encoder.encode(response, Reply(reply.id, True))
         binary = tuple(reply.binary.get(name, reply.binary_default) for name in response.outputs)
         body = BodySink((raw.head, *raw.blobs))
         job = Job(next(self._numbers), "encode", body.size, len(raw.head), binary=binary)
-        return self._submit(_Task(job, body.detach(), _encoded, on_done, self._forget))
+        return self._submit(_Task(job, body.detach(), partial(_encoded, placed), on_done, self._forget))
 
     def close(self) -> None:
         """End the helper. Jobs that aren't done fail with Draining."""
@@ -333,6 +344,7 @@ def _result(fd: int, answer: Answer) -> memoryview:
     return map_body(fd, answer.size)
 
 
-def _encoded(body: memoryview, answer: Answer) -> Encoded:
+def _encoded(placed: tuple[Placed, ...], body: memoryview, answer: Answer) -> Encoded:
     blobs: list[bytes | memoryview] = [body[answer.head :]] if answer.head < answer.size else []
-    return Encoded(body[: answer.head], blobs, answer.binary, answer.size)
+    encoded = Encoded(body[: answer.head], blobs, answer.binary, answer.size)
+    return with_placed(encoded, placed) if placed else encoded

@@ -32,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     two_inputs_model(root / "sums" / "1" / "model.onnx")
     animals = place(root, "animals", lambda path: identity_model(path, width=3), yaml="outputs: {y: {labels: names.txt}}\n")
     (animals / "names.txt").write_text("cat\ndog\neel\n")
-    with in_thread(root, grpc_port=0, model_control="explicit", load_model=["*"]) as app:
+    with in_thread(root, grpc_port=0, model_control="explicit", load_model=["*"], allow=("shared-memory",)) as app:
         yield app
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import InvalidRequest, TidegateError
-from server.messages import RequestedOutput
+from server.messages import RegionSlice, RequestedOutput, Shared, SharedInput
 from server.protocol.binary_codec import MAX_CACHED_BYTES, MAX_ENTRIES, MAX_HEAD, BinaryDecoder
 from server.protocol.head import Layouts
 from server.protocol.json_codec import MAX_STRINGS
@@ -121,6 +121,24 @@ def test_values_in_json_and_in_bytes_mix() -> None:
     request, _ = BinaryDecoder().decode(body, len(head), "m", "")
     assert list(request.inputs) == ["a", "b", "c"]
     assert [array.tolist() for array in request.inputs.values()] == [[7, 8], [b"x", b"y"], [[0.5]]]
+
+
+def test_heads_that_name_regions_are_known_too_and_keep_their_ids() -> None:
+    decoder = BinaryDecoder()
+    inputs = [
+        {"name": "a", "datatype": "INT64", "shape": [2], "parameters": {"binary_data_size": 16}},
+        {"name": "b", "datatype": "FP32", "shape": [2], "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8}},
+    ]
+    for request_id in ("", "1", "28", 'quote " and \\', "ü"):
+        for values in ([7, 8], [9, 10]):
+            head = orjson.dumps({**({"id": request_id} if request_id else {}), "inputs": inputs})
+            request, reply = decoder.decode(head + np.array(values).tobytes(), len(head), "m", "")
+            assert request.id == reply.id == request_id
+            assert request.inputs["a"].tolist() == values
+            assert request.shared == Shared((SharedInput("b", "FP32", (2,), RegionSlice("r", 0, 8)),), {})
+    assert len(decoder._shared_heads) == 4
+    with pytest.raises(InvalidRequest, match="unexpected size for input 'a', expecting 16 additional bytes"):
+        decoder.decode(head, len(head), "m", "")
 
 
 def test_any_byte_but_zero_is_true_and_the_model_sees_one() -> None:

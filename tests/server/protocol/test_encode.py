@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import BackendFailure, InvalidRequest
-from server.messages import InferResponse
+from server.messages import InferResponse, Placed
 from server.protocol.client_codec import decode_response
 from server.protocol.encode import MAX_ENTRIES, Encoded, Encoder, json_bytes
 from server.protocol.reply import Reply
@@ -168,3 +168,17 @@ def test_the_estimate_of_the_text_is_not_far_off(datatype: str) -> None:
     assert json_bytes(response, BINARY) == 0
     assert dtype_of(array).name == datatype
     assert len(raw(array)) > 0
+
+
+@pytest.mark.parametrize("others", [0, 1, 2])
+@pytest.mark.parametrize("binary", [True, False])
+def test_outputs_in_shared_memory_are_described_after_the_others(others: int, binary: bool) -> None:
+    outputs = {f"y{number}": X + number for number in range(others)}
+    placed = (Placed("p", "FP16", (1, 2)), Placed('q"', "BYTES", ()))
+    encoded = Encoder().encode(InferResponse("m", "1", "i", outputs, placed=placed), Reply("i", binary))
+    plain = Encoder().encode(InferResponse("m", "1", "i", outputs), Reply("i", binary))
+    assert (encoded.blobs, encoded.binary) == (plain.blobs, plain.binary)
+    assert encoded.size == len(encoded.head) + sum(map(len, encoded.blobs))
+    document, before = orjson.loads(encoded.head), orjson.loads(plain.head)
+    described = [{"name": "p", "datatype": "FP16", "shape": [1, 2]}, {"name": 'q"', "datatype": "BYTES", "shape": []}]
+    assert document == {**before, "outputs": before["outputs"] + described}

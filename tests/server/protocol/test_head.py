@@ -8,10 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
-from server.errors import InvalidRequest, TidegateError, Unsupported
+from server.errors import InvalidRequest, TidegateError
+from server.messages import RegionSlice, SharedInput
 from server.protocol import json_codec
 from server.protocol.binary_codec import BinaryDecoder
-from server.protocol.head import MAX_DIMS
+from server.protocol.head import MAX_DIMS, parse_head
 from server.tensors import DTYPES
 
 GOOD: dict[str, Any] = {"name": "x", "datatype": "INT32", "shape": [2], "data": [1, 2]}
@@ -129,17 +130,42 @@ def test_members(document: dict[str, Any], text: str) -> None:
     assert len(str(error)) < 600
 
 
+def at(region: Any = "r", **more: Any) -> dict[str, Any]:
+    return {"shared_memory_region": region, "shared_memory_byte_size": 8, **more}
+
+
+def in_region(parameters: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "parameters": parameters}]}
+
+
+def test_what_lies_in_shared_memory() -> None:
+    outputs = [{"name": "y", "parameters": at("o")}, {"name": "z", "parameters": {"binary_data": True}}]
+    head = parse_head(orjson.dumps({**in_region(at(shared_memory_offset=4)), "outputs": outputs}))
+    assert head.shared is not None
+    assert head.shared.inputs == (SharedInput("x", "FP32", (2,), RegionSlice("r", 4, 8)),)
+    assert head.shared.outputs == {"y": RegionSlice("o", 0, 8)}
+    assert not head.inline
+    assert parse_head(orjson.dumps({"inputs": [GOOD]})).shared is None
+
+
 @pytest.mark.parametrize(
-    "document",
+    ("parameters", "text"),
     [
-        one(data=None, parameters={"shared_memory_region": "r", "shared_memory_byte_size": 8}),
-        {"inputs": [GOOD], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
+        ({"shared_memory_region": "r"}, "'shared_memory_byte_size' must be an integer from 0 to 2**63 - 1, got None"),
+        (at(shared_memory_byte_size=True), "'shared_memory_byte_size' must be an integer"),
+        (at(shared_memory_byte_size=-1), "'shared_memory_byte_size' must be an integer"),
+        (at(shared_memory_offset=2**63), "'shared_memory_offset' must be an integer"),
+        (at(shared_memory_offset=None), "'shared_memory_offset' must be an integer"),
+        (at(7), "'shared_memory_region' must be a string of 1 to 256 characters, got 7"),
+        (at("r" * 300), "'shared_memory_region' must be a string of 1 to 256 characters"),
     ],
 )
-def test_shared_memory_is_not_built_yet(document: dict[str, Any]) -> None:
-    error = refusal(orjson.dumps(document))
-    assert isinstance(error, Unsupported)
-    assert "shared memory isn't built yet" in str(error)
+def test_what_is_wrong_with_a_region(parameters: Any, text: str) -> None:
+    for document, what in (
+        (in_region(parameters), "input 'x'"),
+        ({"inputs": [GOOD], "outputs": [{"name": "y", "parameters": parameters}]}, "output 'y'"),
+    ):
+        assert f"{what}: {text}" in str(refusal(json.dumps(document).encode()))
 
 
 def test_long_values_are_cut_in_the_text() -> None:

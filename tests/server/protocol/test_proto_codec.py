@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from server.errors import BackendFailure, BodyTooLarge, InvalidRequest, TidegateError, Unsupported
-from server.messages import InferRequest, InferResponse, RequestedOutput
+from server.errors import BackendFailure, BodyTooLarge, InvalidRequest, TidegateError
+from server.messages import InferRequest, InferResponse, RegionSlice, RequestedOutput, Shared, SharedInput
 from server.protocol.head import Layouts
 from server.protocol.proto.messages import methods_of
 from server.protocol.proto_codec import ProtoDecoder
@@ -53,7 +53,7 @@ def decode(body: bytes, max_typed: int = 1 << 20) -> InferRequest:
     assert first.layout is second.layout
     for name, array in first.inputs.items():
         assert_same(second.inputs[name], array)
-    plain = [(one.model, one.version, one.id, one.outputs, dict(one.parameters)) for one in (first, second)]
+    plain = [(one.model, one.version, one.id, one.outputs, dict(one.parameters), one.shared) for one in (first, second)]
     assert plain[0] == plain[1]
     return second
 
@@ -99,6 +99,32 @@ def test_noise_is_refused_or_a_message(noise: bytes) -> None:
     except TidegateError:
         return
     service_pb2.ModelInferRequest.FromString(noise)
+
+
+def test_raw_contents_are_those_of_the_inputs_that_are_in_no_region() -> None:
+    request = message({"a": X, "b": X + 1})
+    put = request.inputs.add(name="c", datatype="FP32", shape=[2])
+    request.inputs[1].CopyFrom(put)
+    request.inputs[2].CopyFrom(service_pb2.ModelInferRequest.InferInputTensor(name="b", datatype="FP32", shape=X.shape))
+    for name, value in (("shared_memory_offset", 4), ("shared_memory_byte_size", 8)):
+        request.inputs[1].parameters[name].int64_param = value
+        request.outputs.add(name=f"y {value}").parameters[name].int64_param = value
+    request.inputs[1].parameters["shared_memory_region"].string_param = "r"
+    request.outputs[1].parameters["shared_memory_region"].string_param = "o"
+    decoded = decode(request.SerializeToString())
+    assert_same(decoded.inputs["a"], X)
+    assert_same(decoded.inputs["b"], X + 1)
+    assert list(decoded.inputs) == ["a", "b"]
+    assert [name for name, _, _ in decoded.layout.tensors] == ["a", "c", "b"]
+    assert decoded.shared == Shared((SharedInput("c", "FP32", (2,), RegionSlice("r", 4, 8)),), {"y 8": RegionSlice("o", 0, 8)})
+
+
+def test_all_inputs_in_regions_and_none() -> None:
+    request = message({})
+    request.inputs.add(name="c", datatype="FP32", shape=[2]).parameters["shared_memory_byte_size"].int64_param = 8
+    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    assert decode(request.SerializeToString()).shared == Shared((SharedInput("c", "FP32", (2,), RegionSlice("r", 0, 8)),), {})
+    assert decode(message({"x": X}).SerializeToString()).shared is None
 
 
 def test_everything_else_that_a_request_says() -> None:
@@ -226,7 +252,12 @@ REFUSED: Mapping[str, tuple[bytes, type[TidegateError], str]] = {
         "contents field must not be specified when using raw_input_contents for 'x' for model 'm'",
     ),
     "no values": (changed(lambda r: r.ClearField("raw_input_contents")), InvalidRequest, "input 'x' for model 'm' has no values"),
-    "shared memory": (changed(region), Unsupported, "shared memory isn't built yet"),
+    "shared memory": (changed(region), InvalidRequest, "input 'x': 'shared_memory_byte_size' must be an integer from 0"),
+    "shared memory and typed": (
+        changed(region, typed=True),
+        InvalidRequest,
+        "must have exactly one of 'data', parameter 'binary_data_size' and parameter 'shared_memory_region'",
+    ),
     "classes below zero": (changed(classify), InvalidRequest, "output 'y': 'classification' must be an integer >= 0, got -1"),
     "a parameter without value": (changed(lambda r: r.parameters["p"]), InvalidRequest, "parameter 'p' has no value"),
     "a reserved parameter": (

@@ -85,20 +85,6 @@ def metadata(address: str) -> None:
     refused(lambda: client.get_model_metadata("nobody"), "NOT_FOUND", "Request for unknown model: 'nobody' is not found")
 
 
-def unbuilt(address: str) -> None:
-    """Methods that aren't built yet say so."""
-    client = stock.InferenceServerClient(address)
-    for act in (
-        lambda: client.get_system_shared_memory_status(),
-        lambda: client.register_system_shared_memory("r", "/r", 8),
-        lambda: client.unregister_system_shared_memory("r"),
-        lambda: client.get_cuda_shared_memory_status(),
-        lambda: client.register_cuda_shared_memory("r", b"", 0, 8),
-        lambda: client.unregister_cuda_shared_memory("r"),
-    ):
-        refused(act, "UNIMPLEMENTED", "isn't built yet")
-
-
 def raw(address: str) -> None:
     client = stock.InferenceServerClient(address)
     for datatype in DTYPES:

@@ -15,7 +15,7 @@ from tests.server.models import identity_model, linear_model, slow_model, two_in
 from tests.server.running import in_thread
 
 CASES = (
-    *("metadata", "unbuilt", "raw", "typed", "outputs_and_versions", "errors", "compression", "concurrently", "aio", "stream"),
+    *("metadata", "raw", "typed", "outputs_and_versions", "errors", "compression", "concurrently", "aio", "stream"),
     *("cancelled_stream", "cancelled", "deadline", "pings", "health_and_reflection", "threads"),
 )
 LIMIT = 1 << 20

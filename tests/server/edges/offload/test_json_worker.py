@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 from server.edges.offload.json_worker import BodySink, JsonWorker
-from server.errors import Draining, InvalidRequest, Overloaded, TidegateError, Unavailable, Unsupported
+from server.errors import Draining, InvalidRequest, Overloaded, TidegateError, Unavailable
 from server.messages import InferRequest, InferResponse, RequestedOutput
 from server.protocol import json_codec
 from server.protocol.encode import Encoded, Encoder
@@ -170,7 +170,11 @@ async def test_errors_are_the_codecs_own() -> None:
             (b"[" * 1_000_000, InvalidRequest, "isn't valid JSON"),
             (b"[" * 1_000_000 + b"NaN", InvalidRequest, "nested too deep"),
             (json_body().replace(b"FP32", b"INT8"), InvalidRequest, "INT8 takes integers"),
-            (b'{"inputs":[{"name":"x","datatype":"INT8","shape":[1],"parameters":{"shared_memory_region":"r"}}]}', Unsupported, "shared"),
+            (
+                b'{"inputs":[{"name":"x","datatype":"INT8","shape":[1],"parameters":{"shared_memory_region":"r"}}]}',
+                InvalidRequest,
+                "shared",
+            ),
         ):
             error = await decode(worker, body)
             assert type(error) is kind

@@ -34,7 +34,7 @@ serve: models ## the demo's server without the questions
 	@$(RUN) -m examples.demo --no-questions
 
 test: lint types tools ## lint, types, import contracts and all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 conformance: tools setup ## perf_analyzer, unmodified, against this server: every protocol and way, one table
 	@$(RUN) -m tests.conformance.perf

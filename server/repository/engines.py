@@ -29,7 +29,10 @@ def engine_for(manifest: Manifest, precision: str, device: str, max_rows: int) -
         if not faults:
             return variant, ""
         reasons.append(f"{variant.file} {'; '.join(faults)}")
-    return None, f"served as ONNX, because no engine fits {device}: {', '.join(reasons)}; `tidegate export --target tensorrt` on this machine builds one"
+    return (
+        None,
+        f"served as ONNX, because no engine fits {device}: {', '.join(reasons)}; `tidegate export --target tensorrt` on this machine builds one",
+    )
 
 
 def misfits(engine: Engine, facts: DeviceFacts, tensorrt: str, max_rows: int) -> Iterator[str]:

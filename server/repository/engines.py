@@ -31,7 +31,8 @@ def engine_for(manifest: Manifest, precision: str, device: str, max_rows: int) -
         reasons.append(f"{variant.file} {'; '.join(faults)}")
     return (
         None,
-        f"served as ONNX, because no engine fits {device}: {', '.join(reasons)}; `tidegate export --target tensorrt` on this machine builds one",
+        f"served as ONNX, because no engine fits {device}: {', '.join(reasons)}; "
+        "`tidegate export --target tensorrt` on this machine builds one",
     )
 
 

@@ -42,8 +42,18 @@ async def paths(app: App) -> list[tuple[str, str]]:
     return [*filled, ("GET", "/openapi.json"), ("GET", "/docs")]
 
 
-OTHERWISE = {"/manifest": 404, "/load": 503, "/unload": 503}
-"""What whoever may ask is told here: a bare model file has no manifest, and model_control is none."""
+OTHERWISE = {
+    "/manifest": 404,
+    "/load": 503,
+    "/unload": 503,
+    "/generate": 400,
+    "/generate_stream": 400,
+    "/systemsharedmemory/region/{region}/status": 404,
+    "/systemsharedmemory/region/{region}/register": 400,
+    "/cudasharedmemory/region/{region}/register": 501,
+}
+"""What whoever may ask is told here: a bare model file has no manifest, model_control is none, no region is registered, CUDA's aren't taken,
+and these bodies are empty."""
 
 
 BOBS = ("/load", "/unload")

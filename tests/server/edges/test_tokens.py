@@ -52,8 +52,8 @@ OTHERWISE = {
     "/systemsharedmemory/region/{region}/register": 400,
     "/cudasharedmemory/region/{region}/register": 501,
 }
-"""What whoever may ask is told here: a bare model file has no manifest, model_control is none, no region is registered, CUDA's aren't taken,
-and these bodies are empty."""
+"""What whoever may ask is told here: a bare model file has no manifest, model_control is none, no region is registered, CUDA's aren't
+taken, and these bodies are empty."""
 
 
 BOBS = ("/load", "/unload")

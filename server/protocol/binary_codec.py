@@ -39,6 +39,13 @@ class Takes(NamedTuple):
     inputs: Sequence[TensorSpec]
     batched: bool
 
+    def one_row(self, spec: TensorSpec) -> tuple[list[int], list[int]]:
+        """The shape of one row of an input, and its axes that vary."""
+        shape = list(spec.shape)
+        if self.batched and spec.batch_axis is not None:
+            shape[spec.batch_axis] = 1
+        return shape, [axis for axis, length in enumerate(shape) if length < 0]
+
 
 OfModel: TypeAlias = Callable[[str, str], Takes]
 """What a model takes, by its name and version. Raises NotFound or ModelUnavailable."""
@@ -184,10 +191,7 @@ def _headless(takes: Takes, size: int, model: str) -> Input:
     if len(takes.inputs) != 1:
         raise InvalidRequest(f"Raw request must only have 1 input to be deduced but got {len(takes.inputs)} inputs in model '{model}'")
     spec = takes.inputs[0]
-    shape = list(spec.shape)
-    if takes.batched and spec.batch_axis is not None:
-        shape[spec.batch_axis] = 1
-    varying = [axis for axis, length in enumerate(shape) if length < 0]
+    shape, varying = takes.one_row(spec)
     if len(varying) > 1:
         raise InvalidRequest(
             f"The shape of the raw input '{spec.name}' of model '{model}' can not be deduced because there are more than one "

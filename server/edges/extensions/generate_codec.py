@@ -71,10 +71,7 @@ def _lengths(name: str, data: Any) -> list[int]:
 
 
 def _deduced(spec: TensorSpec, count: int, takes: Takes) -> list[int]:
-    shape = list(spec.shape)
-    if takes.batched and spec.batch_axis is not None:
-        shape[spec.batch_axis] = 1
-    varying = [axis for axis, length in enumerate(shape) if length < 0]
+    shape, varying = takes.one_row(spec)
     if len(varying) > 1:
         raise InvalidRequest(
             f"input {spec.name!r}: the shape can't be deduced, since several axes of {list(spec.shape)} vary; "

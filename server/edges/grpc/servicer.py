@@ -1,6 +1,6 @@
 """What the methods of GRPCInferenceService do, inference excepted: a message in, a message out. They decide nothing and know no transport.
 
-METHODS is the whole list. A method without a function is one that isn't built yet: it asks the gate, then says so.
+METHODS is the whole list.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ class Servicer:
         """Run a method by its name, from message bytes to message bytes. Raises TidegateError."""
         request, operation, run = METHODS[method]
         admitted(self.gate, call, operation)
-        if run is None:
-            raise Unsupported(f"{method} isn't built yet")
         fields = run(self, parse(request, body))
         if isawaitable(fields):
             fields = await fields
@@ -60,11 +58,11 @@ Run: TypeAlias = Callable[[Servicer, Message], Fields | Awaitable[Fields]]
 
 
 class Entry(NamedTuple):
-    """One method: the class of its request, what the gate is asked, and what it does (None: not built yet)."""
+    """One method: the class of its request, what the gate is asked, and what it does."""
 
     request: type[Any]
     operation: Operation
-    run: Run | None
+    run: Run
 
 
 def _server_live(servicer: Servicer, request: Message) -> Fields:
@@ -196,7 +194,7 @@ def _chosen(setting: Message) -> Any:
 
 _LOG_FIELDS: Mapping[type, str] = {bool: "bool_param", int: "uint32_param", str: "string_param"}
 
-_OPERATIONS: Mapping[str, tuple[Operation, Run | None]] = {
+_OPERATIONS: Mapping[str, tuple[Operation, Run]] = {
     "ServerLive": (Operation.HEALTH, _server_live),
     "ServerReady": (Operation.HEALTH, _server_ready),
     "ModelReady": (Operation.MODEL_READY, _model_ready),

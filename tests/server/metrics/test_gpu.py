@@ -42,7 +42,7 @@ def test_what_a_t4_says() -> None:
         until(lambda: len(gpus.read()) == 2)
         assert gpus.read()[0] == Gpu("0", "GPU-0", 0.4, 15843721216, 3 << 30, 61, 45.5, 70, 123456.789, 1.0, 2)
         assert (gpus.read()[1].index, gpus.read()[1].utilization) == ("1", 0.41)
-        assert told == ["figures of 2 GPUs"]
+        until(lambda: told == ["figures of 2 GPUs"])  # said after the figures are there
     assert nvml.running == 0
 
 
@@ -80,6 +80,7 @@ def test_a_gpu_that_is_lost_hides_no_other_and_may_come_back() -> None:
         assert gpus.read()[1].utilization == 0.41
         nvml.broken.clear()
         until(lambda: gpus.read()[0].utilization == 0.4)
+        until(lambda: len(told) == 3)
         assert told == ["figures of 2 GPUs", "GPU 0: GPU is lost", "figures of 2 GPUs"]
 
 

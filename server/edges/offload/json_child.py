@@ -21,6 +21,7 @@ from server.protocol import json_codec
 from server.protocol.binary_codec import BinaryDecoder
 from server.protocol.client_codec import decode_response, encode_request
 from server.protocol.encode import Encoded, Encoder
+from server.protocol.head import Head, Layouts, parse_head
 from server.protocol.proto_codec import ProtoDecoder
 from server.protocol.reply import Reply
 from server.timeslice import LONGEST, take_turns
@@ -54,6 +55,14 @@ class Answer(NamedTuple):
     text: str = ""
 
 
+class _Done(NamedTuple):
+    """What a job came to: the body and the answer's text. `parsed` is what it was made from, whose 150,000 floats take 0.6 ms to free."""
+
+    body: Encoded
+    text: str = ""
+    parsed: Head | None = None
+
+
 def main(channel_fd: int) -> None:
     """Serve jobs from the socket `channel_fd` until it's closed at the other end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which drains first and then hangs up
@@ -75,7 +84,7 @@ def _serve(channel: socket.socket, job: Job, fd: int) -> None:
     finally:
         os.close(fd)
     try:
-        done, text = _KINDS[job.kind](body, job)
+        done, text, _parsed = _KINDS[job.kind](body, job)  # what was parsed is freed when the answer is on its way
     except TidegateError as error:
         send(channel, Answer(job.number, error=type(error).__name__, text=str(error)[:MAX_TEXT]))
         return
@@ -88,26 +97,27 @@ def _serve(channel: socket.socket, job: Job, fd: int) -> None:
         os.close(result)
 
 
-def _decode(body: memoryview, job: Job) -> tuple[Encoded, str]:
+def _decode(body: memoryview, job: Job) -> _Done:
     if job.head is None:
-        request, reply = json_codec.decode(body, job.model, "")
-    else:
-        request, reply = BinaryDecoder().decode(body, job.head, job.model, "")
-    return encode_request(request, reply), ""
+        head = parse_head(body)
+        request, reply = json_codec.request_of(head, job.model, "", Layouts()), head.reply
+        return _Done(encode_request(request, reply), "", head)
+    request, reply = BinaryDecoder().decode(body, job.head, job.model, "")
+    return _Done(encode_request(request, reply))
 
 
-def _typed(body: memoryview, job: Job) -> tuple[Encoded, str]:
+def _typed(body: memoryview, job: Job) -> _Done:
     request = ProtoDecoder(job.size).decode(bytes(body))
-    return encode_request(request, Reply(request.id)), orjson.dumps((request.model, request.version)).decode()
+    return _Done(encode_request(request, Reply(request.id)), orjson.dumps((request.model, request.version)).decode())
 
 
-def _encode(body: memoryview, job: Job) -> tuple[Encoded, str]:
+def _encode(body: memoryview, job: Job) -> _Done:
     response = decode_response(body, job.head)
     binary = dict(zip(response.outputs, job.binary, strict=True))
-    return Encoder().encode(response, Reply(response.id, False, binary)), ""
+    return _Done(Encoder().encode(response, Reply(response.id, False, binary)))
 
 
-_KINDS: Mapping[str, Callable[[memoryview, Job], tuple[Encoded, str]]] = {"decode": _decode, "typed": _typed, "encode": _encode}
+_KINDS: Mapping[str, Callable[[memoryview, Job], _Done]] = {"decode": _decode, "typed": _typed, "encode": _encode}
 
 
 def send(channel: socket.socket, message: Job | Answer, fd: int | None = None) -> None:

@@ -111,6 +111,24 @@ def test_values_of_the_wrong_kind(datatype: str, value: Any, text: str) -> None:
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "FP16", "BF16", "INT32", "UINT8"])
+@pytest.mark.parametrize("wrong", [True, False, None, "1", [1], {}], ids=repr)
+@pytest.mark.parametrize("others", [0, 1, 2], ids="others are {}".format)
+def test_one_wrong_value_among_many(datatype: str, wrong: Any, others: int) -> None:
+    values = [*[others] * 3000, wrong, *[others] * 1000]
+    with pytest.raises(InvalidRequest) as caught:
+        decoded(json_request(datatype, [4001], values))
+    mixed = "'data' mixes lists and values at nesting level 1"
+    assert str(caught.value).endswith(mixed if isinstance(wrong, list) else f"got {wrong!r} at index 3000")
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64", "UINT8", "BOOL"])
+@pytest.mark.parametrize("shape", [(5000,), (50, 100), (1, 2, 2500)], ids=str)
+def test_many_values_nested_and_flat(datatype: str, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(3).integers(0, 2 if datatype == "BOOL" else 100, shape).astype(DTYPES[datatype].numpy)
+    assert_same(decoded(json_request(datatype, list(shape), values.tolist())), values)
+
+
 def test_nan_for_an_integer_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="INT32 takes integers, got nan at index 0"):
         decoded(json_request("INT32", [1], "V").replace(b'"V"', b"[NaN]"))

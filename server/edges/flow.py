@@ -8,7 +8,7 @@ from functools import partial
 from uvicorn.protocols.http.flow_control import FlowControl
 
 LARGE_PIECE = 32 * 1024  # bytes of a body in one read, from which on the other connections are served before the next
-UNRESTED = 1024 * 1024  # bytes of a body that come without rests: what an image or a few have
+UNRESTED = 640 * 1024  # bytes of a body that come without rests: what an image or a few have
 REST = 0.001  # seconds between later pieces while others are served: a machine has few cores, and copying takes one whole
 
 

@@ -107,7 +107,9 @@ def from_json(name: str, kind: DType, shape: tuple[int, ...], count: int, data: 
     rule = _RULES[kind.name]
     packed = _packed(flat, rule) if len(flat) == count >= MANY else None
     if packed is None:
-        _check(name, kind, shape, count, flat, depth, rule)
+        _check_types(name, kind, flat, depth)
+        if len(flat) != count:
+            raise InvalidRequest(f"input {name!r}: 'data' holds {len(flat)} values, but shape {shown(list(shape))} takes {shown(count)}")
         if not kind.size:
             return _strings(name, shape, flat)
         try:
@@ -147,13 +149,10 @@ def _packed(flat: list[Any], rule: _Rule) -> bytes | None:
     return None if bool in map(type, looked_at) else packed
 
 
-def _check(name: str, kind: DType, shape: tuple[int, ...], count: int, flat: list[Any], depth: int, rule: _Rule) -> None:
-    """Raises InvalidRequest where the values are too few or many, or of a kind that the rule doesn't take."""
-    types = set(map(type, flat))
+def _check_types(name: str, kind: DType, flat: list[Any], depth: int) -> None:
+    types, rule = set(map(type, flat)), _RULES[kind.name]
     if list in types:
         raise _mixed(name, depth)
-    if len(flat) != count:
-        raise InvalidRequest(f"input {name!r}: 'data' holds {len(flat)} values, but shape {shown(list(shape))} takes {shown(count)}")
     if not types <= rule.takes:
         index = next(i for i, value in enumerate(flat) if type(value) not in rule.takes)
         raise InvalidRequest(f"input {name!r}: {kind.name} takes {rule.words}, got {shown(flat[index])} at index {index}")

@@ -8,7 +8,6 @@ helper takes the next; the job isn't tried again, since it may be what killed it
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import socket
@@ -26,7 +25,8 @@ from typing import Any, TypeAlias
 import orjson
 
 import server
-from server.edges.offload.json_child import MAX_MESSAGE, SEALS, Answer, Job, map_body, new_memfd, send, write_all
+from server.edges.offload.json_child import MAX_MESSAGE, Answer, Job, new_memfd, send, write_all
+from server.edges.offload.mappings import Mappings
 from server.errors import BackendFailure, BodyTooLarge, Draining, InvalidRequest, Overloaded, TidegateError, Unavailable, Unsupported
 from server.messages import CancelHandle, InferRequest, InferResponse, Placed
 from server.protocol.binary_codec import BinaryDecoder
@@ -183,6 +183,7 @@ class JsonWorker:
     def __init__(self, layouts: Layouts | None = None, timeout: float = 30.0, max_waiting: int = 64) -> None:
         self._decoder = BinaryDecoder(layouts)
         self._encoder = Encoder()
+        self._mappings = Mappings()
         self._timeout = timeout
         self._max_waiting = max_waiting
         self._waiting: deque[_Task] = deque()
@@ -243,6 +244,7 @@ class JsonWorker:
         unfinished = self._stop_helper() + list(self._waiting)
         self._waiting.clear()
         _fail(unfinished, Draining("the server is going down"))
+        self._mappings.close()
 
     def _submit(self, task: _Task) -> _Task:
         if self._closed:
@@ -285,7 +287,7 @@ class JsonWorker:
     def _answered(self, answer: Answer, fd: int) -> None:
         task = self._end_run()
         try:
-            body = _result(fd, answer) if task is not None and task.wanted and not answer.error else None
+            body = self._mappings.view(fd, answer.size) if task is not None and task.wanted and not answer.error else None
         except OSError as error:
             answer, body = Answer(answer.number, error="Unavailable", text=f"the JSON helper's result can't be mapped: {error}"), None
         finally:
@@ -335,13 +337,6 @@ class JsonWorker:
 def _fail(tasks: list[_Task], error: TidegateError) -> None:
     for task in tasks:
         task.fail(error)
-
-
-def _result(fd: int, answer: Answer) -> memoryview:
-    """The result, mapped. Its seals say that nobody can shorten or change it under our feet."""
-    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS or os.fstat(fd).st_size != answer.size:
-        raise OSError(f"expected {answer.size} sealed bytes, got {os.fstat(fd).st_size}")
-    return map_body(fd, answer.size)
 
 
 def _encoded(placed: tuple[Placed, ...], body: memoryview, answer: Answer) -> Encoded:

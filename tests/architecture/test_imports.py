@@ -25,6 +25,7 @@ PURE = {
     "server.engine.recovery",
     "server.lanes.arbiter",
     "server.router.rules",
+    "server.router.evidence",
     "server.router.canary",
     "server.router.experiment",
     "server.precision.ladder",

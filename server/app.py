@@ -79,7 +79,7 @@ class App:
         self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
         statistics = partial(model_statistics, self.router, self.recorder)
         rest = build_rest(settings, self.gate, self.router, self.ready, statistics)
-        add_admin(rest, self.gate, self.recorder.ring)
+        add_admin(rest, self.gate, self.recorder.ring, self.control)
         add_configuration(rest, self.gate, self.router)
         add_shared_memory(rest, self.gate, self.regions)
         add_generate(rest, self.edge)

@@ -20,12 +20,12 @@ from weakref import WeakValueDictionary
 from server.config import Settings
 from server.control.ensembles import Ensembles
 from server.control.loading import Loader
+from server.control.notices import Notices
 from server.control.overrides import Overrides, Wish
+from server.control.precisions import Precisions
 from server.control.serving import Serving
-from server.control.uploads import PLACE
 from server.ensemble import Start
-from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
-from server.explain import capacity_of
+from server.errors import ConfigError, ModelDefect, NotFound, Superseded, Unavailable
 from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
@@ -58,7 +58,8 @@ class ControlPlane:
         self._recorder = recorder
         self._journal = journal
         self._loader = Loader(settings)
-        self._root = paths_below(settings.repository)
+        self._notices = Notices(table, recorder, journal, paths_below(settings.repository))
+        self.precisions = Precisions(table)
         self._serving = Serving(table, recorder, journal)
         self._ensembles = Ensembles(table, recorder, journal, start)
         self._overrides = Overrides(upload="upload" in settings.allow)
@@ -75,7 +76,7 @@ class ControlPlane:
         names = sorted({entry.name for entry in listing.entries} | {problem.name for problem in listing.problems})
         self._wanted.update(self._wanted_of(names))
         for name in self._wanted.difference(names):
-            self._unavailable(name, "", f"no such model: expected the folder {self._settings.repository / name}")
+            self._notices.unavailable(name, "", f"no such model: expected the folder {self._settings.repository / name}")
         for entry in listing.entries:
             for version in entry.versions:
                 self._list(entry.name, version, entry.name in self._wanted)
@@ -181,7 +182,35 @@ class ControlPlane:
             self._wanted.discard(name)
             for served in self._table.versions(name):
                 await self._take_down(served)
+            self.precisions.forget(name)
             await self._loader.run(self._overrides.forget, name)
+
+    async def switch(self, name: str, precision: str | None) -> None:
+        """Serve a model in another precision, None for what model.yaml says: each version is opened beside the one that serves, warmed up,
+        and takes its place between two batches. It holds until it's cleared or the model is unloaded.
+
+        Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch.
+        """
+        await self._to_its_end(self._switch(name, precision))
+
+    async def _switch(self, name: str, precision: str | None) -> None:
+        turn = self.precisions.ask(name)
+        async with self._lock(name):
+            if not self.precisions.newest(name, turn):
+                raise Superseded(f"model '{name}': another switch was asked for before this one to {precision or 'the default'} began")
+            rows, before = self.precisions.checked(name, precision), self.precisions.chosen(name)
+            override = await self._loader.run(self._overrides.kept, name, Wish())
+            store = Store(override.place) if override.place else self._store
+            listing = await self._loader.run(store.find, name, override.values)
+            self.precisions.choose(name, precision)
+            faults = await self._apply(name, listing)
+            if faults:
+                self.precisions.choose(name, before)
+                await self._apply(name, listing)  # those versions that had switched, back
+                told = "; ".join(f"version {version}: {reason}" for version, reason in faults.items())
+                raise ModelDefect(f"model '{name}' still serves in {rows[0].active}: it can't in {precision or 'the default'}: {told}")
+            now = [row.active for row in self.precisions.rows(name)]
+            self._journal.lifecycle("precision_switched", model=name, before=[row.active for row in rows], now=now)
 
     def _parts(self, name: str) -> list[str]:
         """The models that an ensemble is made of, none of another model's."""
@@ -191,8 +220,8 @@ class ControlPlane:
     async def _apply(self, name: str, listing: Listing) -> dict[str, str]:
         """Serve what the repository offers of one model, then take down what it no longer does; version → reason of what can't be served.
         What is no longer offered goes on until something else serves."""
-        faults = {problem.version: self._fault(name, problem.version, problem.reason) for problem in listing.problems}
-        offered = [(entry, version) for entry in listing.entries for version in entry.versions]
+        faults = {problem.version: self._notices.fault(name, problem.version, problem.reason) for problem in listing.problems}
+        offered = [(self.precisions.over(entry), version) for entry in listing.entries for version in entry.versions]
         for entry in listing.entries:
             for warning in entry.warnings:
                 self._journal.lifecycle("configuration_passed_over", level="warning", model=name, reason=warning)
@@ -223,7 +252,7 @@ class ControlPlane:
         try:
             loadable, opened = await self._loader.open(entry, version)
         except ModelDefect as error:
-            return self._fault(entry.name, version, str(error))
+            return self._notices.fault(entry.name, version, str(error))
         if gone is not None and gone.key.precision != loadable.spec.precision:
             self._recorder.close(gone.key)  # its labels end with it
         self._marks[entry.name, version] = mark
@@ -231,21 +260,10 @@ class ControlPlane:
             self._ensembles.add(loadable)
         else:
             unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
-            self._announce(self._serving.serve(loadable, opened, unpadded))
+            self._notices.ready(self._serving.serve(loadable, opened, unpadded))
         if old is not None and gone is not None:
             await self._loader.retire(old, self._settings.drain_timeout)
         return ""
-
-    def _announce(self, served: ServedVersion) -> None:
-        self._table.put(served)
-        self._recorder.ring.routing((monotonic(), served.model, served.version, "ready"))
-        if not capacity_of(served).feasible:
-            self._journal.lifecycle(
-                "objective_not_feasible", level="warning", model=served.model, version=served.version, reason=served.reason
-            )
-        self._journal.lifecycle(
-            "model_ready", model=served.model, version=served.version, platform=served.platform, lanes=served.lanes, note=served.reason
-        )
 
     async def _take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
         """Stop serving a version in order; `forget` takes it out of the index too."""
@@ -261,28 +279,6 @@ class ControlPlane:
             self._table.remove(served.model, served.version)
         else:
             self._table.put(ServedVersion(served.model, served.version, State.UNAVAILABLE, UNLOADED))
-
-    def _fault(self, name: str, version: str, reason: str) -> str:
-        """Note why a version can't be served as its files are now; the reason as everyone may read it."""
-        told = self._told(reason)
-        served = self._table.version(name, version)
-        if served is None or served.serving is None:
-            self._unavailable(name, version, reason)
-            return told
-        served.reason = "; ".join(
-            filter(None, (served.note, f"what was loaded before still serves, as its files can't be served now: {told}"))
-        )
-        self._journal.lifecycle("model_not_reloaded", level="warning", model=name, version=version, reason=reason)
-        return told
-
-    def _unavailable(self, name: str, version: str, reason: str) -> None:
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._told(reason)))
-        self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
-        self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
-
-    def _told(self, reason: str) -> str:
-        """A reason as anyone may read it in the index: only the operator needs to know where the repository lies."""
-        return PLACE.sub("", self._root.sub("", reason))
 
     async def look(self) -> None:
         """Bring models into the index that came into the repository since the last look, and take out those that never were loaded and

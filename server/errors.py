@@ -4,6 +4,7 @@ TidegateError
 ├── InvalidRequest            the client's request is wrong; sending it again won't help
 │   ├── BodyTooLarge          over a limit on size
 │   └── BodyTimeout           its bytes came too slowly
+├── Superseded                a later wish took its place
 ├── NotFound                  no such model, version, region or path
 ├── Unsupported               understood, and not something this server does
 ├── Unauthenticated           who are you
@@ -40,6 +41,10 @@ class BodyTooLarge(InvalidRequest):
 
 class BodyTimeout(InvalidRequest):
     reason = "body_timeout"
+
+
+class Superseded(TidegateError):
+    reason = "superseded"
 
 
 class NotFound(TidegateError):

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from server.commands.choices import Choices, choices_from
-from server.commands.replay import Device, FittedDevice, Outcome, Setting, TableDevice, highest_priority, replay
-from server.commands.trace import Batch, Trace, read_trace
+from server.commands.simulation.choices import Choices, choices_from
+from server.commands.simulation.replay import Device, FittedDevice, Outcome, Setting, TableDevice, highest_priority, replay
+from server.commands.simulation.trace import Batch, Trace, read_trace
 from server.engine.batcher import BatchPolicy
 from server.engine.decide.least_squares import Sums
 from server.errors import ConfigError

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 
 from server.config import VERSION
-from server.edges.extensions.route import allowing
+from server.controlplane import ControlPlane
+from server.edges.extensions.route import JSONResponse, allowing, json_object
+from server.errors import InvalidRequest
 from server.gate import Gate, Operation
 from server.ring import Ring
 
 NDJSON = "application/x-ndjson"
 
 
-def add_admin(app: FastAPI, gate: Gate, ring: Ring) -> None:
+def add_admin(app: FastAPI, gate: Gate, ring: Ring, control: ControlPlane) -> None:
     """Add /admin to the app of build_rest, which turns errors into answers."""
     allow = allowing(gate)
 
@@ -20,3 +24,32 @@ def add_admin(app: FastAPI, gate: Gate, ring: Ring) -> None:
     def incident(request: Request) -> Response:  # in a thread: tens of thousands of lines would stop the loop for 0.1 s
         allow(request, Operation.INCIDENT)
         return Response(b"".join(ring.lines(VERSION)), media_type=NDJSON)
+
+    @app.get("/admin/models/{model}/precision", tags=["admin"], summary="What a model runs in, and what it could")
+    async def precision(model: str, request: Request) -> Response:
+        allow(request, Operation.PRECISION)
+        return JSONResponse(_precisions(control, model))
+
+    @app.put("/admin/models/{model}/precision", tags=["admin"], summary='Switch a model\'s precision: `{"active": "int8"}`')
+    async def switch(model: str, request: Request) -> Response:
+        allow(request, Operation.PRECISION)
+        await control.switch(model, _wished(await json_object(request)))
+        return JSONResponse(_precisions(control, model))
+
+    @app.delete("/admin/models/{model}/precision", tags=["admin"], summary="Go back to the precision of the model's own configuration")
+    async def clear(model: str, request: Request) -> Response:
+        allow(request, Operation.PRECISION)
+        await control.switch(model, None)
+        return JSONResponse(_precisions(control, model))
+
+
+def _wished(said: dict[str, Any]) -> str:
+    if said.keys() != {"active"} or not isinstance(said["active"], str):
+        raise InvalidRequest(f'expected {{"active": PRECISION}}, got {str(said)[:100]}')
+    return said["active"]
+
+
+def _precisions(control: ControlPlane, model: str) -> dict[str, Any]:
+    rows = control.precisions.rows(model)
+    versions = [{"version": row.version, "active": row.active, "available": list(row.available)} for row in rows]
+    return {"model": model, "chosen": control.precisions.chosen(model), "versions": versions}

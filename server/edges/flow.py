@@ -8,7 +8,7 @@ from functools import partial
 from uvicorn.protocols.http.flow_control import FlowControl
 
 LARGE_PIECE = 32 * 1024  # bytes of a body in one read, from which on the other connections are served before the next
-UNRESTED = 640 * 1024  # bytes of a body that come without rests: what an image or a few have
+UNRESTED = 640 * 1024  # bytes of a body that come without rests, unless it is big JSON: what an image has
 REST = 0.001  # seconds between later pieces while others are served: a machine has few cores, and copying takes one whole
 
 
@@ -30,8 +30,8 @@ class Flow(FlowControl):
             if not self._holders and not self._transport.is_closing():
                 super().resume_reading()
 
-    def pace(self, loop: asyncio.AbstractEventLoop, size: int, total: int, *, crowded: bool) -> None:
-        """A piece of `size` bytes has come, `total` of its body so far. `crowded`: other connections are being served.
+    def pace(self, loop: asyncio.AbstractEventLoop, size: int, *, rests: bool) -> None:
+        """A piece of `size` bytes has come; before the next others may be served, or it `rests`.
 
         libuv reads up to 32 pieces from one socket before it looks at the others: one large piece a turn is fair.
         """
@@ -39,7 +39,7 @@ class Flow(FlowControl):
             return
         self.hold("pace")
         release = partial(self.release, "pace")
-        if crowded and total > UNRESTED:
+        if rests:
             loop.call_later(REST, release)
         else:
             loop.call_soon(release)

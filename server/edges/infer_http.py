@@ -28,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from server.edges.exchange import WANTED, ColdExchange, HotExchange, KnownHead
-from server.edges.flow import Flow
+from server.edges.flow import UNRESTED, Flow
 from server.edges.infer_edge import InferEdge, Target
 from server.edges.intake import Intake
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, TidegateError
@@ -179,7 +179,7 @@ class InferProtocol(HttpToolsProtocol):
         else:
             others = self._edge.answered
             crowded = others != self._answered and self._active - others < QUIET
-            self.flow.pace(self.loop, size, self._body_bytes, crowded=crowded)
+            self.flow.pace(self.loop, size, rests=crowded and (message.body.sink is not None or self._body_bytes > UNRESTED))
 
     def on_message_complete(self) -> None:
         self._receiving = False

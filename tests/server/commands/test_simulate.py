@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.commands.choices import Choices, choices_from
-from server.commands.replay import Setting, replay
 from server.commands.simulate import FEW_RUNS, fitted
-from server.commands.trace import read_trace
+from server.commands.simulation.choices import Choices, choices_from
+from server.commands.simulation.replay import Setting, replay
+from server.commands.simulation.trace import read_trace
 from server.engine.batcher import BatchPolicy
 from server.errors import ConfigError
 from tests.server.commands.traces import HEAD, arrival, batch, write

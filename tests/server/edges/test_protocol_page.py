@@ -59,7 +59,7 @@ def test_programs(served: App, program: str, printed: str) -> None:
 
 
 def test_the_endpoints(served: App) -> None:
-    listed = set(re.findall(r"^\| (GET|POST) \| `([^`]+)`", PAGE, re.MULTILINE))
+    listed = set(re.findall(r"^\| (GET|POST|PUT|DELETE) \| `([^`]+)`", PAGE, re.MULTILINE))
     of_models = [(method, path) for method, path in listed if path.startswith("/v2/models/{model}") and "/trace/" not in path]
     listed |= {(method, path.replace("{model}", "{model}/versions/{version}")) for method, path in of_models}
     paths = httpx.get(f"http://{served.addresses.http}/openapi.json").json()["paths"]

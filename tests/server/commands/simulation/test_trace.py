@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.commands.trace import Batch, read_trace
+from server.commands.simulation.trace import Batch, read_trace
 from server.errors import ConfigError
 from tests.server.commands.traces import HEAD, START, arrival, batch, write
 

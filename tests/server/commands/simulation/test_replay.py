@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.backends.latency_table import BUILT_IN, Curve, Noise, read_table
-from server.commands.replay import FittedDevice, Outcome, Setting, TableDevice, highest_priority, replay
+from server.commands.simulation.replay import FittedDevice, Outcome, Setting, TableDevice, highest_priority, replay
 from server.engine.batcher import BatchPolicy
 from server.recording import Arrival
 from tests.server.commands.traces import arrival

@@ -1,0 +1,79 @@
+"""`tidegate precision`: what a running server's models run in, and the switch to another precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.commands.asking import asking, read_token
+from server.errors import TidegateError
+
+SWITCH_TIMEOUT = 600.0  # seconds: a large model is loaded and warmed up meanwhile
+
+app = typer.Typer(help="Show and switch the precision that models run in.", add_completion=False, no_args_is_help=True)
+
+Model = Annotated[str, typer.Argument(help="The model's name.")]
+Url = Annotated[str, typer.Option(help="The server's HTTP address.")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token of class control; else TIDEGATE_TOKEN, if set.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as it is.")]
+LOCAL = "http://127.0.0.1:8000"
+
+
+@app.callback()
+def precision() -> None:
+    """Show and switch the precision that models run in."""
+
+
+@app.command()
+def show(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
+    """What a model runs in, and what it could."""
+    _ask("GET", model, url, token_file, json)
+
+
+@app.command("set")
+def set_(
+    model: Model,
+    active: Annotated[str, typer.Argument(help="A precision that the model has: fp32, fp16, int8, …")],
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Switch a model to a precision, over its model.yaml until it's cleared. No request sees it; returns once it answers."""
+    _ask("PUT", model, url, token_file, json, wish={"active": active})
+
+
+@app.command()
+def clear(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
+    """Go back to the precision of the model's own configuration."""
+    _ask("DELETE", model, url, token_file, json)
+
+
+def _ask(method: str, model: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None) -> None:
+    target = f"/admin/models/{quote(model, safe='')}/precision"
+    with asking(url, method, target, read_token(token_file), wish=wish, timeout=SWITCH_TIMEOUT) as response:
+        body = response.read()
+    if json:
+        typer.echo(body.decode())
+    else:
+        _print(url, body)
+
+
+def _print(url: str, body: bytes) -> None:
+    try:
+        said = orjson.loads(body)
+        rows = [(row["version"], row["active"], ", ".join(row["available"])) for row in said["versions"]]
+        chosen = said["chosen"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise TidegateError(f"{url}: not an answer of tidegate: {error!r}") from error
+    table = Table("version", "active", "available")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"chosen by an operator: {chosen}" if chosen else "as the model's own configuration says")

@@ -1,0 +1,86 @@
+"""Which precision operators chose for a model, over its model.yaml until it's cleared, and what there is to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from server.errors import InvalidRequest, NotFound
+from server.repository.store import Entry
+from server.router.table import ServedVersion, ServingTable
+from server.validation import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionRow:
+    """A version of a model and its precisions: `active` answers, `available` are what its manifest has for this device."""
+
+    version: str
+    active: str
+    available: tuple[str, ...]
+
+
+class Precisions:
+    """By model's name. Of switches that are asked for while another one is under way only the last is made."""
+
+    def __init__(self, table: ServingTable) -> None:
+        self._table = table
+        self._chosen: dict[str, str] = {}
+        self._asked: dict[str, int] = {}
+
+    def ask(self, name: str) -> int:
+        """A turn for a switch of this model, to be shown to `newest` when its time has come."""
+        self._asked[name] = turn = self._asked.get(name, 0) + 1
+        return turn
+
+    def newest(self, name: str, turn: int) -> bool:
+        """Whether nobody asked for another switch since."""
+        return self._asked.get(name) == turn
+
+    def chosen(self, name: str) -> str | None:
+        """What holds over model.yaml, None where that holds itself."""
+        return self._chosen.get(name)
+
+    def choose(self, name: str, precision: str | None) -> None:
+        """Have a precision hold for the next loads; None clears it."""
+        if precision is None:
+            self._chosen.pop(name, None)
+        else:
+            self._chosen[name] = precision
+
+    def forget(self, name: str) -> None:
+        """A model is unloaded."""
+        self._chosen.pop(name, None)
+        self._asked.pop(name, None)
+
+    def over(self, entry: Entry) -> Entry:
+        """The entry with what was chosen laid over it."""
+        chosen = self._chosen.get(entry.name)
+        if chosen is None:
+            return entry
+        return replace(entry, over={**entry.over, "precision": {**entry.over.get("precision", {}), "active": chosen}})
+
+    def rows(self, name: str) -> list[PrecisionRow]:
+        """The versions of a model that serve, and their precisions. Raises NotFound where none does."""
+        rows = [_row_of(served) for served in self._table.versions(name) if served.serving is not None]
+        if not rows:
+            raise NotFound(f"no version of a model '{name[:255]}' serves")
+        return rows
+
+    def checked(self, name: str, precision: str | None) -> list[PrecisionRow]:
+        """As `rows`. Raises InvalidRequest for a precision that one of them doesn't have; None is model.yaml's."""
+        rows = self.rows(name)
+        for row in rows:
+            if precision is not None and precision not in row.available:
+                raise InvalidRequest(
+                    f"model '{name}' version {row.version} has no precision {precision[:32]!r}, but {', '.join(row.available)}"
+                    f"{nearest(precision, row.available)}; `tidegate export --precisions` makes others"
+                )
+        return rows
+
+
+def _row_of(served: ServedVersion) -> PrecisionRow:
+    assert served.serving is not None
+    active = served.serving.key.precision
+    variants = served.manifest.variants if served.manifest is not None else ()
+    available = dict.fromkeys(variant.precision for variant in variants if variant.engine is None) or {active: None}
+    return PrecisionRow(served.version, active, tuple(available))

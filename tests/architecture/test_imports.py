@@ -26,6 +26,7 @@ PURE = {
     "server.lanes.arbiter",
     "server.router.rules",
     "server.router.evidence",
+    "server.router.martingales",
     "server.router.canary",
     "server.router.experiment",
     "server.precision.ladder",

@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs gpu-check dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale bench-routing clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs gpu-check dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale bench-precision bench-routing clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ bench-monitor: setup ## how much of a core the monitor takes
 
 bench-autoscale: setup ## which figure to scale replicas by, in simulated time
 	@$(RUN) -m benchmarks.autoscale
+
+bench-precision: setup ## the drift detector's targets, simulated; what isn't built yet counts as not met
+	@$(RUN) -m benchmarks.precision
 
 bench-routing: setup ## what choosing a version costs
 	@$(RUN) -m benchmarks.routing

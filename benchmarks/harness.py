@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -91,7 +92,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure that is held to a bound: at least `must` or, with `at_most`, at most. `median` etc. of what is told by `note`."""
+    """A figure that is held to a bound: at least `must` or, with `at_most`, at most. `median` etc. of what is told by `note`. NaN is what
+    couldn't be measured, and not met."""
 
     name: str
     value: float
@@ -106,7 +108,13 @@ class Target:
     def as_dict(self) -> dict[str, Any]:
         """The form that the report has on disk."""
         bound = f"{'<=' if self.at_most else '>='} {self.must:g}"
-        return {"name": self.name, "value": self.value, "must": bound, "met": self.met, "note": self.note}
+        return {
+            "name": self.name,
+            "value": self.value if math.isfinite(self.value) else None,
+            "must": bound,
+            "met": self.met,
+            "note": self.note,
+        }
 
 
 @dataclass(slots=True)
@@ -267,4 +275,6 @@ def _cpuinfo() -> list[str]:
 
 
 def _figure(value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

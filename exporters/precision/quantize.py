@@ -10,10 +10,10 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, MutableSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from exporters.plan import ExportError, Target
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.cast import named
 from exporters.precision.ranges import Range
+
+if TYPE_CHECKING:
+    import onnx
 
 Calibrator = Literal["minmax", "percentile", "entropy"]
 PERCENTILE = 99.99
@@ -173,7 +176,39 @@ def _quantize_static(prepared: Path, target: Path, scheme: Scheme, scales: Any, 
         {**symmetric, "MatMulConstBOnly": True},
     )
     quantizer.quantize_model()
+    _free_outputs(quantizer.model.model.graph)
     quantizer.model.save_model_to_file(str(target), False)
+
+
+def _free_outputs(graph: onnx.GraphProto) -> None:
+    """Take the graph's outputs out of 8 bits: they cut what is above the largest value that was seen, and the best of two classes that
+    are cut is the first. What computes them stays in INT8, and gives floats.
+    """
+    wanted = {value.name for value in graph.output}
+    rounders = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    ends = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] in wanted and node.input[0] in rounders]
+    for end in ends:
+        name, exact = end.output[0], rounders[end.input[0]].input[0]
+        if exact not in {output for node in graph.node for output in node.output}:
+            continue  # an input handed through: there's no node that could give it under the output's name
+        rounded = f"{name}_rounded"
+        for node in graph.node:  # what reads an output, or the value before it was rounded, reads the same as before
+            _rename(node.input, name, rounded)
+            _rename(node.output, name, rounded)
+            _rename(node.input, exact, name)
+            _rename(node.output, exact, name)
+        if not any(rounded in node.input for node in graph.node):
+            graph.node.remove(end)
+            _drop_unread(graph, end.input[0])
+
+
+def _rename(names: MutableSequence[str], old: str, new: str) -> None:
+    names[:] = [new if name == old else name for name in names]
+
+
+def _drop_unread(graph: onnx.GraphProto, name: str) -> None:
+    if not any(name in node.input for node in graph.node):
+        graph.node.remove(next(node for node in graph.node if name in node.output))
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ PURE = {
     "server.router.experiment",
     "server.precision.ladder",
     "server.precision.drift",
+    "server.precision.variants",
     "monitor.evaluator",
 }
 """What the design calls pure: it takes `now` as an argument and knows no event loop, thread or socket."""

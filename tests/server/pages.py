@@ -17,6 +17,7 @@ from server.errors import TidegateError
 from server.explain import batcher_schema
 from server.gate import ANONYMOUS, CLASSES, Operation
 from server.metrics.catalogue import CATALOGUE, OUTCOMES, SUCCESS, TRITON
+from server.precision import variants
 from server.recording import Arrival
 from tests.deploy import pages as chart
 
@@ -123,6 +124,11 @@ def recovery_diagram() -> str:
     return f"```mermaid\n{diagram()}\n```"
 
 
+def variants_diagram() -> str:
+    """What becomes of a variant."""
+    return f"```mermaid\n{variants.diagram()}\n```"
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     head = tuple(head)
     lines = [head, ["---"] * len(head), *rows]
@@ -158,6 +164,7 @@ PAGES: Mapping[Path, Callable[[], str]] = dict(
         _sectioned("configuration.md", {"settings": settings_table}),
         _sectioned("lanes.md", {"recovery": recovery_diagram}),
         _sectioned("metrics.md", {"metrics": metrics_table, "triton": triton_table, "buckets": buckets_table, "outcomes": outcomes_table}),
+        _sectioned("precision.md", {"variants": variants_diagram}),
         _sectioned("protocol.md", {"errors": errors_table}),
         _sectioned("security.md", {"classes": classes_table, "gate": gate_table}),
     )

@@ -139,6 +139,31 @@ def test_nodes_that_are_kept_stay_fp32(tmp_path: Path, scheme: Scheme) -> None:
     assert "a" not in floats
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_what_is_above_all_that_was_seen_is_not_cut(tmp_path: Path, symmetric: bool) -> None:
+    source = cnn(tmp_path / "m.onnx")
+    model = made(tmp_path, source, Scheme("minmax", symmetric=symmetric), IMAGES / 4)
+    assert {node.op_type for node in model.graph.node if "y" in node.output} == {"Gemm"}
+    wanted, found = (answer(path, IMAGES / 2) for path in (source, tmp_path / "int8.onnx"))
+    seen = answer(source, IMAGES / 4).max(axis=1)
+    assert (wanted.max(axis=1) > seen).any()
+    best = np.sort(found, axis=1)[:, -2:]
+    assert (best[:, 0] < best[:, 1]).all(), "two classes are cut to one value"
+
+
+def test_an_output_that_the_graph_reads_too_is_rounded_there_only(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "b"], ["y"], name="second"),
+    ]
+    weights = {"a": RNG.normal(size=(16, 8)).astype(np.float32), "b": RNG.normal(size=(8, 5)).astype(np.float32)}
+    outputs = [value("y", ["N", 5]), value("h", ["N", 8])]
+    model = made(tmp_path, write_model(tmp_path / "m.onnx", nodes, [value("x", ["N", 16])], outputs, weights), Scheme("minmax"), TEXTS)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    assert (makers["h"].op_type, makers["y"].op_type) == ("MatMul", "MatMul")
+    assert makers[makers["y"].input[0]].op_type == "DequantizeLinear"
+
+
 def test_operators_that_nodes_can_be_kept_from() -> None:
     assert quantized_operators(Scheme("minmax", operators=("MatMul", "Gemm"))) == ("Gemm", "MatMul")
     assert {"Conv", "Add", "MatMul"} <= set(quantized_operators(Scheme("minmax"))) <= set(COMPUTES)

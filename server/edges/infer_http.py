@@ -7,8 +7,9 @@ answers leave in that order; a cold one starts only at the queue's head. The rul
 - a request whose head is the last one's, but for its Content-Length, isn't parsed again;
 - the rest of a large body is received by an Intake in the connection's place, and rests between its pieces while others are served;
 - time-outs are judged by `tick`, called about once a second for every connection: no timer is armed per request;
-- while the server drains, the last answer owed says `connection: close`; the socket is then half-closed and what still comes is
-  read and dropped for a moment, because closing with unread bytes would reset the connection and could destroy that answer.
+- while the server drains, a connection that never asked may do so once, and the last answer owed says `connection: close`; the socket is
+  then half-closed and what still comes is read and dropped for a moment, because closing with unread bytes would reset the connection
+  and could destroy that answer.
 
 Of uvicorn 0.54's internals it uses: cycle, flow, pipeline (never filled), server_state, _start_asgi_task, on_response_complete,
 send_400_response. A test asserts each of them.
@@ -34,7 +35,7 @@ from server.edges.intake import Intake
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, TidegateError
 
 QUIET = 0.1  # seconds without an answer to anyone else, after which a large body needn't leave room for others
-LINGER = 1.0  # seconds of reading and dropping after the last answer of a connection
+LINGER = 1.0  # seconds of reading and dropping after a connection's last answer, and in a drain of waiting for its first request
 DROPPED_BODIES = 2  # times limits.max_body that are read and dropped after a refusal, so that the client sees its answer
 INFLIGHT_PATIENCE = 1 / 6  # of the body time-out: how long a body may wait for room among the bytes in flight
 
@@ -68,8 +69,6 @@ class InferProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
-        if self.closing:
-            transport.close()  # accepted by the kernel just before the listener closed
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._message = self._known = None
@@ -325,9 +324,9 @@ class InferProtocol(HttpToolsProtocol):
         self._queue.clear()
 
     def shutdown(self) -> None:
-        """The server drains: finish what has begun, accept nothing new."""
+        """The server drains: finish what has begun, accept nothing new but a first request."""
         self.closing = True
-        if not self._queue and not self._receiving:
+        if self._since and not self._queue and not self._receiving:
             self._end()
 
     def tick(self, now: float) -> None:
@@ -346,5 +345,5 @@ class InferProtocol(HttpToolsProtocol):
         elif self._receiving and not self.flow.read_paused:
             if now - self._since > limits.body_timeout + self._body_bytes / limits.min_rate:
                 self._refuse(BodyTimeout(f"the request took longer than {limits.body_timeout:g} s to arrive (limits.body_timeout)"))
-        elif not self._receiving and not self._queue and now - self._active > limits.keep_alive:
+        elif not self._receiving and not self._queue and now - self._active > (LINGER if self.closing else limits.keep_alive):
             self.transport.close()

@@ -1,10 +1,18 @@
-"""The HTTP listener: uvicorn's configuration and protocol on a socket of ours, one sweep for all time-outs, and the drain."""
+"""The HTTP listener: uvicorn's configuration and protocol on a socket of ours, one sweep for all time-outs, and the drain.
+
+Whoever has connected is answered. The kernel connects clients before the loop accepts them, and resets them where the listener is closed
+first: so a drain has it let nobody else in, accepts those who are, and only then closes. Who comes later is refused, and may try elsewhere.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
-from collections.abc import Callable
+import struct
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -15,9 +23,16 @@ from server.config import Settings
 from server.edges.infer_edge import InferEdge
 from server.edges.infer_http import InferProtocol
 from server.errors import ConfigError
+from server.gate import is_loopback
 
 SWEEP = 0.5  # seconds between two looks at every connection's time-outs
 DRAIN_POLL = 0.02
+HANDSHAKE = 0.05  # seconds in which a connection that has begun is made, unless it's on loopback, where it's made at once
+TURNS = 3  # of the loop, at most, from a connection's acceptance until its protocol has it
+UNFILTERED = 0.1  # seconds of accepting, at most, where newcomers can't be kept out meanwhile
+SO_ATTACH_FILTER = 26  # Linux; the socket module doesn't name it
+NO_NEWCOMERS = array("B", struct.pack("HBBI" * 4, 0x30, 0, 0, 13, 0x45, 0, 1, 0x02, 0x06, 0, 0, 0, 0x06, 0, 0, 0xFFFFFFFF))
+"""A socket filter: load TCP's flags; those with SYN are dropped, anything else is let through."""
 
 
 class HttpServer:
@@ -95,14 +110,29 @@ class HttpServer:
     async def drain(self, timeout: float) -> bool:
         """Stop listening, let every connection finish what it has begun, and close it. False where `timeout` seconds weren't enough."""
         self._draining = True
-        if self._server is not None:
-            self._server.close()
+        deadline = monotonic() + timeout
         for connection in list(self._state.connections):
             connection.shutdown()
-        deadline = monotonic() + timeout
+        if self._server is not None:
+            await self._take_in(self._server.sockets, timeout)
+            self._server.close()
         while self._state.connections and monotonic() < deadline:
             await asyncio.sleep(DRAIN_POLL)
         return not self._state.connections
+
+    async def _take_in(self, listeners: Sequence[socket.socket], timeout: float) -> None:
+        """Let nobody else connect, and accept all who have."""
+        begun = monotonic()
+        kept_out = sum(keep_newcomers_out(listener) for listener in listeners) == len(listeners)
+        last = begun + (timeout if kept_out else min(timeout, UNFILTERED))
+        settled = begun if is_loopback(self._settings.host) else begun + HANDSHAKE
+        waiting = select.poll()
+        for listener in listeners:
+            waiting.register(listener.fileno(), select.POLLIN)
+        while monotonic() < last and ((someone := bool(waiting.poll(0))) or monotonic() < settled):
+            await asyncio.sleep(0 if someone else DRAIN_POLL)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Cut what is left."""
@@ -115,3 +145,13 @@ class HttpServer:
         for task in list(self._state.tasks):
             task.cancel()
         await asyncio.sleep(0)
+
+
+def keep_newcomers_out(listener: socket.socket) -> bool:
+    """Have the kernel ignore who wants to connect from now on; they try again, and are refused once the listener is closed. False where
+    the kernel can't."""
+    address, _ = NO_NEWCOMERS.buffer_info()
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, address))
+        return True
+    return False

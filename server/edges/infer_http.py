@@ -7,8 +7,8 @@ answers leave in that order; a cold one starts only at the queue's head. The rul
 - a request whose head is the last one's, but for its Content-Length, isn't parsed again;
 - the rest of a large body is received by an Intake in the connection's place, and rests between its pieces while others are served;
 - time-outs are judged by `tick`, called about once a second for every connection: no timer is armed per request;
-- while the server drains, the last answer owed says `connection: close`; the socket is then half-closed and what still comes is
-  read and dropped for a moment, because closing with unread bytes would reset the connection and could destroy that answer.
+- while the server drains, a connection that never asked still may, once; the last answer owed says `connection: close`; then the socket is
+  half-closed, and what comes is dropped for a moment: closing with unread bytes would reset the connection and could destroy that answer.
 
 Of uvicorn 0.54's internals it uses: cycle, flow, pipeline (never filled), server_state, _start_asgi_task, on_response_complete,
 send_400_response. A test asserts each of them.
@@ -27,6 +27,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from server.edges.body import head_size
 from server.edges.exchange import WANTED, ColdExchange, HotExchange, KnownHead
 from server.edges.flow import UNRESTED, Flow
 from server.edges.infer_edge import InferEdge, Target
@@ -34,7 +35,7 @@ from server.edges.intake import Intake
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, Overloaded, TidegateError
 
 QUIET = 0.1  # seconds without an answer to anyone else, after which a large body needn't leave room for others
-LINGER = 1.0  # seconds of reading and dropping after the last answer of a connection
+LINGER = 1.0  # seconds of reading and dropping after a connection's last answer, and in a drain of waiting for its first request
 DROPPED_BODIES = 2  # times limits.max_body that are read and dropped after a refusal, so that the client sees its answer
 INFLIGHT_PATIENCE = 1 / 6  # of the body time-out: how long a body may wait for room among the bytes in flight
 
@@ -68,8 +69,6 @@ class InferProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)
-        if self.closing:
-            transport.close()  # accepted by the kernel just before the listener closed
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._message = self._known = None
@@ -82,10 +81,13 @@ class InferProtocol(HttpToolsProtocol):
             return
         self._active = monotonic()
         begins = self._first = not self._receiving
-        self._counts = True
-        known = self._known
+        self._counts, known = True, self._known
         if known is not None and begins and (again := known.exchange(data, self, self._edge)) is not None:
             self._completed(again, new=True)
+            return
+        most, so_far = self._edge.limits.max_header_bytes, 0 if begins else self._header_bytes
+        if so_far + len(data) > most and (begins or self._in_headers) and so_far + head_size(data, begins=begins) > most:
+            self._refuse(BodyTooLarge(f"request headers take at most {most} bytes"), 431)
             return
         try:
             self.parser.feed_data(data)
@@ -95,8 +97,6 @@ class InferProtocol(HttpToolsProtocol):
             self._malformed(error)
         if self._in_headers and self._receiving:
             self._header_bytes += len(data) if self._counts else 0
-            if self._header_bytes > self._edge.limits.max_header_bytes:
-                self._refuse(BodyTooLarge(f"request headers take at most {self._edge.limits.max_header_bytes} bytes"), 431)
         elif self._last is not None:
             self._known, self._last = KnownHead.of(data, self._last) if begins else None, None
         elif (message := self._message) is not None and (missing := message.body.missing) and self.scheme == "http":
@@ -325,9 +325,9 @@ class InferProtocol(HttpToolsProtocol):
         self._queue.clear()
 
     def shutdown(self) -> None:
-        """The server drains: finish what has begun, accept nothing new."""
+        """The server drains: finish what has begun, accept nothing new but a first request."""
         self.closing = True
-        if not self._queue and not self._receiving:
+        if self._since and not self._queue and not self._receiving:
             self._end()
 
     def tick(self, now: float) -> None:
@@ -346,5 +346,5 @@ class InferProtocol(HttpToolsProtocol):
         elif self._receiving and not self.flow.read_paused:
             if now - self._since > limits.body_timeout + self._body_bytes / limits.min_rate:
                 self._refuse(BodyTimeout(f"the request took longer than {limits.body_timeout:g} s to arrive (limits.body_timeout)"))
-        elif not self._receiving and not self._queue and now - self._active > limits.keep_alive:
+        elif not self._receiving and not self._queue and now - self._active > (LINGER if self.closing else limits.keep_alive):
             self.transport.close()

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 from tests.conformance.cases import CASES, HTTP_CASES
-from tests.conformance.transports import TRANSPORTS
+from tests.conformance.regions import TRANSPORTS
 
 
 def main(name: str, address: str) -> None:

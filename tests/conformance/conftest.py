@@ -13,7 +13,8 @@ import pytest
 
 from server.app import App
 from server.tensors import DTYPES
-from tests.conformance.transports import TRANSPORTS, Call, Http
+from tests.conformance.regions import TRANSPORTS
+from tests.conformance.transports import Call, Http
 from tests.server.models import identity_model, linear_model, place_with_manifest, two_inputs_model
 from tests.server.running import in_thread
 

@@ -12,7 +12,8 @@ from server.app import App
 from server.edges.grpc.servicer import INFERENCES, METHODS
 from tests.conformance.cases import CASES, HTTP_CASES
 from tests.conformance.conftest import Clients
-from tests.conformance.transports import TRANSPORTS, Call
+from tests.conformance.regions import TRANSPORTS
+from tests.conformance.transports import Call
 
 REFUSING = {("POST", "/v2/cudasharedmemory/region/{region}/register"), ("", "CudaSharedMemoryRegister")}
 """What only says that it's unsupported."""

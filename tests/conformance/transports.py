@@ -321,8 +321,3 @@ def _field(one: Any, value: Any) -> Any:
     if isinstance(value, str | bytes | bool | int | float):
         return one.enum_type.values_by_number[value].name if one.enum_type is not None else value
     return plain(value) if hasattr(value, "DESCRIPTOR") else [plain(entry) for entry in value]
-
-
-TRANSPORTS: Mapping[str, type[Http] | type[Grpc]] = {
-    kind.name: kind for kind in (HttpJson, Http, HttpCompressed, Grpc, GrpcTyped, GrpcStream)
-}

@@ -156,6 +156,46 @@ def test_it_counts_as_one_request(served: App) -> None:
     assert sum(figures.duration[:-1]) == before + 1
 
 
+def counts(app: App) -> dict[tuple[str, str], int]:
+    """How many of the requests' n-th responses were each outcome, as a stock client is told."""
+    with client.InferenceServerClient(app.addresses.grpc) as triton:
+        (found,) = triton.get_inference_statistics("count").model_stats
+    parts = ("success", "fail", "empty_response", "cancel", "compute_infer", "compute_output")
+    durations = {(n, part): getattr(each, part) for n, each in found.response_stats.items() for part in parts}
+    assert all(one.ns > 0 for key, one in durations.items() if one.count and key[1] == "success")
+    return {key: one.count for key, one in durations.items()}
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (0, {("0", "empty_response"): 1}),
+        (2, {("0", "success"): 1, ("1", "success"): 1, ("2", "empty_response"): 1}),
+        (777, {("0", "success"): 1, ("1", "success"): 1, ("2", "fail"): 1}),
+        (666, {("0", "success"): 1, ("1", "success"): 1, ("2", "fail"): 1}),
+    ],
+)
+def test_each_response_counts_in_the_statistics(served: App, x: int, expected: dict[tuple[str, str], int]) -> None:
+    """An answer as a success that was computed and handed on, the end as what it was."""
+    before, firsts = counts(served), first_responses(served)
+    with streaming(served) as (triton, answers):
+        ask(triton, x, enable_empty_final_response=True)
+        answers.until_final()
+    until(lambda: sum(counts(served).values()) > sum(before.values()))
+    more = {key: count - before.get(key, 0) for key, count in counts(served).items()}
+    for (n, outcome), count in list(expected.items()):
+        expected[n, "compute_infer"] = count
+        if outcome != "empty_response":
+            expected[n, "compute_output"] = count
+    assert {key: count for key, count in more.items() if count} == expected
+    assert first_responses(served) - firsts == (("0", "success") in expected)
+
+
+def first_responses(app: App) -> int:
+    """Requests whose first response was timed."""
+    return int(sum(sum(figures.first[:-1]) for figures in app.recorder.of("count", "1")))
+
+
 def test_who_can_take_one_answer_only_is_refused_in_triton_s_words(served: App) -> None:
     connection = HTTPConnection(served.addresses.http)
     connection.request("POST", "/v2/models/count/infer", json_body(np.array([1], np.int32)))
@@ -196,13 +236,18 @@ def test_what_goes_wrong_in_mid_stream_ends_it(served: App, x: int, text: str) -
 
 
 def test_who_goes_away_stops_the_generator(served: App, mark: Path) -> None:
+    def cancelled() -> int:
+        return sum(count for (_, outcome), count in counts(served).items() if outcome == "cancel")
+
     mark.write_text("")
+    before = cancelled()
     with streaming(served) as (triton, answers):
         ask(triton, 1_000_000)
         answers.next()
         triton.stop_stream(cancel_requests=True)
     until(lambda: said(mark, "end"))
     assert not said(mark, "999999")
+    until(lambda: cancelled() == before + 1)
     with streaming(served) as (triton, answers):
         ask(triton, 1, enable_empty_final_response=True)
         assert numbers(answers.until_final()) == [0]

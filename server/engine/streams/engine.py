@@ -7,6 +7,7 @@ been told stays told: a lane lost in mid-stream is that request's error, and isn
 from __future__ import annotations
 
 from dataclasses import replace
+from time import monotonic
 
 from server.engine.batcher import Cut
 from server.engine.engine import Engine
@@ -20,7 +21,7 @@ from server.messages import BatchFacts, InferRequest, InferResponse, OnResponse
 class Stream:
     """The handle of a request to a decoupled model, and what its ticket calls with each answer."""
 
-    __slots__ = ("_held", "_on_response", "_owed", "lane", "ticket", "told", "wanted")
+    __slots__ = ("_held", "_on_response", "_owed", "lane", "since", "ticket", "told", "wanted")
 
     def __init__(self, on_response: OnResponse, wanted: tuple[str, ...]) -> None:
         self._on_response = on_response
@@ -28,6 +29,7 @@ class Stream:
         self.ticket: Ticket | None = None
         self.lane: StreamingLane | None = None
         self.told = 0
+        self.since = 0.0  # when the lane could begin its next answer, as far as it's known here
         self._held = False
         self._owed = 0
 
@@ -46,11 +48,13 @@ class Stream:
         self._held = held
         if not held and self._owed and self.lane is not None:
             owed, self._owed = self._owed, 0
+            self.since = monotonic()
             self.lane.go_on(owed)
 
     def taken(self) -> None:
         """An answer was handed on."""
         self.told += 1
+        self.since = monotonic()
         if self.lane is None:
             return
         if self._held:
@@ -91,6 +95,8 @@ class StreamingEngine(Engine):
             self._tell(stream, facts, result)
             return
         stream.lane = None
+        if result.loss is None or stream.told:
+            self._count_last(stream, result, cancelled=cut.tickets[0].cancelled)
         if result.loss is not None and stream.told:
             if not cut.tickets[0].cancelled:
                 text = f"model '{self.key.name}': {result.loss.text} after {stream.told} answers"
@@ -98,13 +104,22 @@ class StreamingEngine(Engine):
             cut = replace(cut, tickets=[])
         super()._finish(cut, lane, facts, gather_seconds, result)
 
+    def _count_last(self, stream: Stream, result: RunResult, *, cancelled: bool) -> None:
+        """The word that a request gets no more answers is a response too, without outputs."""
+        outcome = "cancel" if cancelled else "fail" if result.error is not None else "empty_response"
+        self.figures.responded(stream.told, outcome, max(0.0, result.finished - (stream.since or result.started)), 0.0)
+
     def _tell(self, stream: Stream, facts: BatchFacts, result: RunResult) -> None:
         ticket = stream.ticket
         if ticket is None or ticket.cancelled:
             return
         facts.started, facts.finished = result.started, result.finished
         outputs = {name: result.outputs[name] for name in stream.wanted} if stream.wanted else result.outputs
+        if not stream.told:
+            self.figures.began(monotonic() - ticket.request.received)
         try:
             stream(InferResponse(self.key.name, self.key.version, ticket.request.id, outputs, batch=facts), False)
         finally:
+            told = stream.told
             stream.taken()
+            self.figures.responded(told, "success", result.finished - result.started, stream.since - result.finished)

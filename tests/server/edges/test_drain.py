@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.app import App
 from server.metrics.collector import registry_of
 from tests.server.models import identity_model
-from tests.server.running import Answer, Wire, http, infer_binary, infer_json, running, wire
+from tests.server.running import Answer, Wire, http, in_thread, infer_binary, infer_json, running, wire
 
 KINDS = ("binary", "json", "cold", "slow cold", "refused")
 
@@ -189,4 +193,87 @@ def test_sigterm_under_load_ends_in_order(small: Path) -> None:
 
         counts = asyncio.run(all_clients())
         assert min(counts) >= 1
+        assert process.wait(20) == 0
+
+
+def whole_answer(connection: socket.socket) -> bytes:
+    """All that comes until the server ends the connection."""
+    found = b""
+    while piece := connection.recv(65536):
+        found += piece
+    return found
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_whom_the_kernel_connected_before_the_listener_closed_is_answered(small: Path, host: str) -> None:
+    """200 clients connect and ask while the loop is busy, then the drain begins before it has accepted one of them.
+    Bound to all addresses, a handshake may take a while."""
+    with in_thread(small, host=host) as app:
+        gate = threading.Event()
+        drained: list[asyncio.Future[bool]] = []
+
+        def busy() -> None:
+            gate.wait(20)
+            drained.append(asyncio.ensure_future(app.http.drain(10)))
+
+        app.edge.loop.call_soon_threadsafe(busy)
+        connections = [socket.create_connection(("127.0.0.1", app.http.port), 20) for _ in range(200)]
+        for number, connection in enumerate(connections):
+            connection.sendall(Sent("binary", number).bytes() if number % 2 else Sent("cold", number).bytes())
+        gate.set()
+        for number, connection in enumerate(connections):
+            with closing(connection):
+                answer = whole_answer(connection)
+                assert answer.startswith(b"HTTP/1.1 200"), answer
+                assert number % 2 == 0 or b"connection: close" in answer
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", app.http.port), 20)
+
+
+def test_who_connects_and_says_nothing_does_not_hold_the_drain(small: Path) -> None:
+    async def scene() -> None:
+        async with running(small) as app, wire(app) as silent, wire(app) as slow:
+            await slow.ask(Sent("binary", 1).bytes())
+            drained = asyncio.ensure_future(app.http.drain(10))
+            assert await slow.closed()
+            silent.send(Sent("binary", 2).bytes()[:10])  # its first request may still come
+            silent.send(Sent("binary", 2).bytes()[10:])
+            Sent("binary", 2).check(await silent.answer())
+            assert await silent.closed()
+            assert await drained
+        async with running(small) as app, wire(app) as silent:
+            assert await app.http.drain(10)
+            assert await silent.closed()
+
+    asyncio.run(scene())
+
+
+def test_sigterm_resets_nobody(small: Path) -> None:
+    """A connection a request, from 16 threads, until connections are refused: whoever connected has an answer, to the very last."""
+    from tests.server.test_serve import serving
+
+    with serving(small, TIDEGATE_DRAIN_DELAY="0s") as (process, line):
+        host, port = line["http"].split(":")
+        asked = threading.Semaphore(0)
+
+        def client(number: int) -> int:
+            sent, count = Sent("binary", number), 0
+            while True:
+                try:
+                    connection = socket.create_connection((host, int(port)), 20)
+                except ConnectionRefusedError:
+                    return count
+                with closing(connection):
+                    connection.sendall(sent.bytes().replace(b"host:", b"connection: close\r\nhost:", 1))
+                    answer = whole_answer(connection)
+                assert answer.startswith(b"HTTP/1.1 200"), answer
+                count += 1
+                asked.release()
+
+        with ThreadPoolExecutor(16) as pool:
+            clients = [pool.submit(client, number) for number in range(16)]
+            for _ in range(400):
+                assert asked.acquire(timeout=20)
+            os.kill(process.pid, signal.SIGTERM)
+            assert sum(each.result(60) for each in clients) >= 400
         assert process.wait(20) == 0

@@ -24,7 +24,7 @@ LARGE_BATCH = 32
 MOST_ROWS = 256
 MOST_BYTES = 64 * 2**20
 MOST_SECONDS = 8.0
-PATIENT_SECONDS = 40.0
+PATIENT_SECONDS = 120.0
 """As long as a classifier that is sure of some rows is sure of fewer than SURE_ROWS: they're what other precisions are judged by."""
 SURE_ROWS = 64
 WHOLE_RUNS = 6

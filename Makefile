@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs gpu-check dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale bench-precision clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs gpu-check dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale bench-precision bench-routing clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ bench-autoscale: setup ## which figure to scale replicas by, in simulated time
 
 bench-precision: setup ## the drift detector's targets, simulated; what isn't built yet counts as not met
 	@$(RUN) -m benchmarks.precision
+
+bench-routing: setup ## what choosing a version costs
+	@$(RUN) -m benchmarks.routing
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,6 +25,8 @@ PURE = {
     "server.engine.recovery",
     "server.lanes.arbiter",
     "server.router.rules",
+    "server.router.evidence",
+    "server.router.martingales",
     "server.router.canary",
     "server.router.experiment",
     "server.precision.ladder",

@@ -181,3 +181,14 @@ def bad_head_length(got: str, length: int) -> InvalidRequest:
 
 def _too_large(got: int, limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"a request body takes at most {limit} bytes (limits.max_body), got {got}")
+
+
+def head_size(data: bytes, *, begins: bool) -> int:
+    """How much of what was read is a request's head, which begins there or before. None is where the break that ends it may have begun
+    before too: better a few bytes over the limit than a body taken for a head."""
+    if not begins and data.startswith((b"\n", b"\r\n")):
+        return 0
+    ends = data.find(b"\r\n\r\n")
+    if ends < 0:
+        ends = data.find(b"\n\n")
+    return len(data) if ends < 0 else ends + 4

@@ -7,9 +7,8 @@ answers leave in that order; a cold one starts only at the queue's head. The rul
 - a request whose head is the last one's, but for its Content-Length, isn't parsed again;
 - the rest of a large body is received by an Intake in the connection's place, and rests between its pieces while others are served;
 - time-outs are judged by `tick`, called about once a second for every connection: no timer is armed per request;
-- while the server drains, a connection that never asked may do so once, and the last answer owed says `connection: close`; the socket is
-  then half-closed and what still comes is read and dropped for a moment, because closing with unread bytes would reset the connection
-  and could destroy that answer.
+- while the server drains, a connection that never asked still may, once; the last answer owed says `connection: close`; then the socket is
+  half-closed, and what comes is dropped for a moment: closing with unread bytes would reset the connection and could destroy that answer.
 
 Of uvicorn 0.54's internals it uses: cycle, flow, pipeline (never filled), server_state, _start_asgi_task, on_response_complete,
 send_400_response. A test asserts each of them.
@@ -28,6 +27,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from server.edges.body import head_size
 from server.edges.exchange import WANTED, ColdExchange, HotExchange, KnownHead
 from server.edges.flow import UNRESTED, Flow
 from server.edges.infer_edge import InferEdge, Target
@@ -81,10 +81,13 @@ class InferProtocol(HttpToolsProtocol):
             return
         self._active = monotonic()
         begins = self._first = not self._receiving
-        self._counts = True
-        known = self._known
+        self._counts, known = True, self._known
         if known is not None and begins and (again := known.exchange(data, self, self._edge)) is not None:
             self._completed(again, new=True)
+            return
+        most, so_far = self._edge.limits.max_header_bytes, 0 if begins else self._header_bytes
+        if so_far + len(data) > most and (begins or self._in_headers) and so_far + head_size(data, begins=begins) > most:
+            self._refuse(BodyTooLarge(f"request headers take at most {most} bytes"), 431)
             return
         try:
             self.parser.feed_data(data)
@@ -94,8 +97,6 @@ class InferProtocol(HttpToolsProtocol):
             self._malformed(error)
         if self._in_headers and self._receiving:
             self._header_bytes += len(data) if self._counts else 0
-            if self._header_bytes > self._edge.limits.max_header_bytes:
-                self._refuse(BodyTooLarge(f"request headers take at most {self._edge.limits.max_header_bytes} bytes"), 431)
         elif self._last is not None:
             self._known, self._last = KnownHead.of(data, self._last) if begins else None, None
         elif (message := self._message) is not None and (missing := message.body.missing) and self.scheme == "http":

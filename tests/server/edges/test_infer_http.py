@@ -192,6 +192,46 @@ async def test_endless_headers_are_refused(connection: Wire) -> None:
     assert await connection.closed()
 
 
+def padded(size: int, path: str, method: str, body: bytes = b"") -> bytes:
+    """A request whose head takes `size` bytes."""
+    head, blank, rest = http(path, body, method, {"x-filler": ""}).partition(b"\r\n\r\n")
+    return head.replace(b"x-filler: ", b"x-filler: " + b"a" * (size - len(head) - len(blank))) + blank + rest
+
+
+@pytest.mark.parametrize("cut", [0, 1, 700, 996, 997, 998, 999, 1000])
+async def test_heads_are_bounded_however_they_arrive(repository: Path, cut: int) -> None:
+    """In one read or cut anywhere; with bodies over the limit that hold what ends a head. A break that is cut may be over it."""
+    body = json_body(ROWS) + b"\r\n\r\n" + b" " * 3000
+    async with running(repository, limits={"max_header_bytes": 1000}) as app:
+        for size in (999, 1000, 1001, 1004, 5000):
+            for method, path in (("POST", "/v2/models/identity/infer"), ("GET", "/v2/models/identity")):
+                request = padded(size, path, method, body)
+                async with wire(app) as connection:
+                    for _ in range(2):  # a head that comes again is known
+                        connection.send(request[:cut])
+                        await asyncio.sleep(0)
+                        await asyncio.sleep(0)
+                        connection.send(request[cut:])
+                        answer = await connection.answer()
+                        if size <= 1000 or (answer.status == 200 and size <= 1004 and cut > 996):
+                            assert answer.status == 200, (size, method, answer)
+                        else:
+                            assert (answer.status, answer.headers["connection"]) == (431, "close"), (size, method, answer)
+                            assert "request headers take at most 1000 bytes" in answer.json()["error"]
+                            assert await connection.closed()
+                            break
+
+
+async def test_a_known_head_is_still_bounded_by_its_first(repository: Path) -> None:
+    """A small body behind a head of exactly the limit, again and again."""
+    request = padded(1000, "/v2/models/identity/infer", "POST", json_body(ROWS))
+    async with running(repository, limits={"max_header_bytes": 1000}) as app, wire(app) as connection:
+        for _ in range(3):
+            assert (await connection.ask(request)).status == 200
+        over = padded(1001, "/v2/models/identity/infer", "POST", json_body(ROWS))
+        assert (await connection.ask(over)).status == 431
+
+
 async def test_garbage_is_refused_after_what_is_owed(connection: Wire) -> None:
     connection.send(infer_json("identity", ROWS) + b"\x00\x01garbage\r\n\r\n")
     assert (await connection.answer()).status == 200

@@ -13,11 +13,13 @@ from typing import Any
 import orjson
 
 from server.config import Settings
+from server.control.changes import Changes, events_of
 from server.control.dials import Dials
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
 from server.edges.extensions.configuration import add_configuration
+from server.edges.extensions.events import add_events
 from server.edges.extensions.generate import add_generate
 from server.edges.extensions.repository import add_repository
 from server.edges.extensions.settings import add_settings
@@ -71,6 +73,8 @@ class App:
         self.dials = Dials(settings, self.journal, self.router)
         self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording, self.dials.tracer)
         self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal, self.dataplane.step)
+        self.events = events_of(settings)
+        self.control.changes = Changes(self.events, self.journal)
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -80,6 +84,7 @@ class App:
         statistics = partial(model_statistics, self.router, self.recorder)
         rest = build_rest(settings, self.gate, self.router, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring, self.control)
+        add_events(rest, self.gate, self.events)
         add_configuration(rest, self.gate, self.router)
         add_shared_memory(rest, self.gate, self.regions)
         add_generate(rest, self.edge)
@@ -142,6 +147,7 @@ class App:
     async def stop(self, *, drain: bool = True) -> None:
         """Not ready at once, still accepting for `drain_delay`, then finish every connection within `drain_timeout`, then close."""
         self._draining = True
+        self.events.end()
         self.journal.lifecycle("draining", delay_s=self.settings.drain_delay, timeout_s=self.settings.drain_timeout)
         if drain:
             await self._wait(asyncio.sleep(self.settings.drain_delay))
@@ -160,6 +166,7 @@ class App:
             self.gpus.close()
         if self.recording is not None:
             self.recording.close()
+        self.events.close()
         self.dials.close()
         self.journal.lifecycle("stopped")
         self.journal.close()

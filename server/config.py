@@ -222,6 +222,7 @@ class Settings(_Section):
         default="none", description="Who has models loaded: none (all are, once, at the start), poll (what changes), explicit (clients)."
     )
     model_control_poll: Timeout = Field(default=5.0, description="With poll: time between two looks at the repository.")
+    state: Path | None = Field(default=None, description="File for the log of changes, so that it outlives a restart; else in memory.")
     load_model: Names = Field(default=(), description="With explicit: the models that are loaded at the start; '*' for all.")
     allow: Allowances = Field(
         default=(), description="What clients with the class control may do besides: upload models, name files, register shared memory."

@@ -18,11 +18,12 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from server.config import Settings
+from server.control.changes import Changes
 from server.control.ensembles import Ensembles
 from server.control.loading import Loader
 from server.control.notices import Notices
 from server.control.overrides import Overrides, Wish
-from server.control.precisions import Precisions
+from server.control.precisions import Precisions, switched
 from server.control.serving import Serving
 from server.ensemble import Start
 from server.errors import ConfigError, ModelDefect, NotFound, Superseded, Unavailable
@@ -68,6 +69,7 @@ class ControlPlane:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._work: set[asyncio.Task[None]] = set()
         self.loaded = False
+        self.changes: Changes | None = None  # where to write down what changes; nowhere without
 
     async def load_all(self) -> None:
         """Load what `model_control` says. A model that can't be served is listed with its reason; the others serve."""
@@ -185,15 +187,15 @@ class ControlPlane:
             self.precisions.forget(name)
             await self._loader.run(self._overrides.forget, name)
 
-    async def switch(self, name: str, precision: str | None) -> None:
+    async def switch(self, name: str, precision: str | None, who: str = "") -> None:
         """Serve a model in another precision, None for what model.yaml says: each version is opened beside the one that serves, warmed up,
         and takes its place between two batches. It holds until it's cleared or the model is unloaded.
 
         Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch.
         """
-        await self._to_its_end(self._switch(name, precision))
+        await self._to_its_end(self._switch(name, precision, who))
 
-    async def _switch(self, name: str, precision: str | None) -> None:
+    async def _switch(self, name: str, precision: str | None, who: str) -> None:
         turn = self.precisions.ask(name)
         async with self._lock(name):
             if not self.precisions.newest(name, turn):
@@ -210,6 +212,8 @@ class ControlPlane:
                 told = "; ".join(f"version {version}: {reason}" for version, reason in faults.items())
                 raise ModelDefect(f"model '{name}' still serves in {rows[0].active}: it can't in {precision or 'the default'}: {told}")
             now = [row.active for row in self.precisions.rows(name)]
+            if self.changes is not None:
+                await self.changes.note(switched(name, rows, now, who))
             self._journal.lifecycle("precision_switched", model=name, before=[row.active for row in rows], now=now)
 
     def _parts(self, name: str) -> list[str]:

@@ -64,6 +64,7 @@ class Operation(Enum):
     BATCHER = (DEBUG, "what the batcher learned about a model")
     RECORDING = (DEBUG, "recorded arrivals and tensors")
     INCIDENT = (DEBUG, "the last arrivals, batches, lane and routing events")
+    EVENTS = (DEBUG, "what was changed, by whom and why")
     NAME_TENANT = (TENANT, "be believed about the tenant of a request")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from server.errors import InvalidRequest, NotFound
 from server.repository.store import Entry
 from server.router.table import ServedVersion, ServingTable
+from server.state.base import Event
 from server.validation import nearest
 
 
@@ -76,6 +78,12 @@ class Precisions:
                     f"{nearest(precision, row.available)}; `tidegate export --precisions` makes others"
                 )
         return rows
+
+
+def switched(name: str, before: Sequence[PrecisionRow], now: Sequence[str], who: str) -> Event:
+    """The event of a switch that was made."""
+    was = ", ".join(row.active for row in before)
+    return Event(0.0, who, "precision", name, was, ", ".join(now), "asked for through the admin API")
 
 
 def _row_of(served: ServedVersion) -> PrecisionRow:

@@ -19,11 +19,12 @@ T = TypeVar("T")
 
 
 class Listener:
-    """What one listener hasn't taken yet. `behind`: some were left out, so that it must read from the store after the last it has."""
+    """What one listener hasn't taken yet. `behind`: some were left out, so that it must read from the store after the last it has.
+    `ended`: no more will come."""
 
     def __init__(self) -> None:
-        self.behind = False
-        self._waiting: asyncio.Queue[Event] = asyncio.Queue(MOST_WAITING)
+        self.behind = self.ended = False
+        self._waiting: asyncio.Queue[Event | None] = asyncio.Queue(MOST_WAITING)
 
     def tell(self, event: Event) -> None:
         """Note an event for it."""
@@ -32,8 +33,14 @@ class Listener:
         else:
             self._waiting.put_nowait(event)
 
-    async def next(self) -> Event:
-        """The next event, when there is one."""
+    def end(self) -> None:
+        """No more will come: wake it, whatever it waits for."""
+        self.ended = True
+        if self._waiting.empty():
+            self._waiting.put_nowait(None)
+
+    async def next(self) -> Event | None:
+        """The next event, when there is one; None at the end."""
         return await self._waiting.get()
 
 
@@ -43,6 +50,7 @@ class Events:
     def __init__(self, store: StateStore) -> None:
         self._store = store
         self._listeners: set[Listener] = set()
+        self._ended = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
 
     async def read(self, room: str) -> dict[str, Document]:
@@ -65,11 +73,18 @@ class Events:
     def listening(self) -> Iterator[Listener]:
         """Hear of every event that is logged while the block runs."""
         listener = Listener()
+        listener.ended = self._ended
         self._listeners.add(listener)
         try:
             yield listener
         finally:
             self._listeners.discard(listener)
+
+    def end(self) -> None:
+        """Let all who listen go: the server drains."""
+        self._ended = True
+        for listener in self._listeners:
+            listener.end()
 
     def close(self) -> None:
         """Finish what is being written, close the store. Blocks."""

@@ -52,7 +52,9 @@ async def test_a_slow_listener_costs_nobody_and_knows_that_it_fell_behind(events
             await events.append(SET)
         heard = [await slow.next() for _ in range(MOST_WAITING)]
     assert slow.behind
-    assert len(await events.since(heard[-1].number)) == 5
+    last = heard[-1]
+    assert last is not None
+    assert len(await events.since(last.number)) == 5
 
 
 async def test_a_caller_that_goes_away_takes_nothing_back() -> None:
@@ -65,7 +67,9 @@ async def test_a_caller_that_goes_away_takes_nothing_back() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
         store.may.set()
-        assert (await asyncio.wait_for(listener.next(), 10)).number == 1
+        heard = await asyncio.wait_for(listener.next(), 10)
+    assert heard is not None
+    assert heard.number == 1
     events.close()
 
 
@@ -76,6 +80,17 @@ async def test_what_could_not_be_written_is_not_told(events: Events) -> None:
             await events.append(SET)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(listener.next(), 0.01)
+
+
+async def test_the_end_wakes_all_who_listen_and_those_who_come_later(events: Events) -> None:
+    with events.listening() as listener:
+        waiting = asyncio.create_task(listener.next())
+        await asyncio.sleep(0)
+        events.end()
+        assert await waiting is None
+        assert listener.ended
+    with events.listening() as late:
+        assert late.ended
 
 
 def test_as_json_leaves_out_what_is_empty() -> None:

@@ -33,7 +33,7 @@ _HELP_CALIBRATION = (
     "Real inputs for other precisions than fp32: .npz, or a folder (images, .wav, .txt, a recording). Default: calibration(), or made."
 )
 _HELP_EVAL = "Labelled rows (.npz: the inputs and `labels`): a variant must be as good on them as FP32 is."
-_HELP_TOLERATE = "Change a precision's gate: relative, cosine, confident, metric. Once a precision."
+_HELP_TOLERATE = "Change a precision's gate: relative, cosine, confident, metric, rows. Once a precision."
 _HELP_ENTRY = "An entry (REPOSITORY/NAME/VERSION), a model's folder, or an exported ONNX file."
 _HELP_ENGINE = "TensorRT's engines: most_rows, likely_rows, workspace (as 2GiB), timing_cache (a file), version_compatible=yes."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."

@@ -27,10 +27,13 @@ _BF16 = "onnxruntime has no bf16 on CPUs, and a T4 none at all"
 
 CHOOSING = 0.8
 """The share of a gate that a candidate may use up on the rows that choose it."""
-GATE_KEYS = ("relative", "cosine", "confident", "metric")
+GATE_KEYS = ("relative", "cosine", "confident", "metric", "rows")
+SURE_ROWS = 59
+"""Without a fault among as many rows, at most 5 % could get another class (at 95 %): fewer show nothing of INT8's gate."""
 METRICS_BUILT = ("accuracy", "centroid", "error")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
+_WHOLE = re.compile(r"[0-9]{1,5}")
 _SHARE = re.compile(r"[0-9]*\.?[0-9]+([eE]-?[0-9]+)?")
 _DYNAMIC_AXIS = re.compile(r"(\d+)(?:=(\d+))?")
 
@@ -56,13 +59,15 @@ class Gate:
 
     `relative` is the largest difference, as a share of the output's largest value; `cosine` the least mean cosine of a row;
     `confident` the largest share of rows whose best class differs, of those that PyTorch gives more than half to one class;
-    `metric` by how much the task's metric may be worse than FP32's, on a labelled set.
+    `metric` by how much the task's metric may be worse than FP32's, on a labelled set; `rows` how many rows PyTorch must be sure of,
+    where it's sure of any, the labelled ones included: `confident` says nothing of a few.
     """
 
     relative: float
     cosine: float
     confident: float
     metric: float = 0.005
+    rows: int = 0
 
     def tightened(self) -> Gate:
         """What a candidate must hold on the rows that choose it: closer, for the proof's rows are others."""
@@ -74,7 +79,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
         "fp32": Gate(relative=1e-4, cosine=0.9999, confident=0.01),
         "approximate": Gate(relative=5e-3, cosine=0.9999, confident=0.01),
         "fp16": Gate(relative=2e-2, cosine=0.999, confident=0.01),
-        "int8": Gate(relative=0.5, cosine=0.98, confident=0.05, metric=0.02),
+        "int8": Gate(relative=0.5, cosine=0.98, confident=0.05, metric=0.02, rows=SURE_ROWS),
     }
 )
 """Accuracy alone hides damage on a few hundred rows, and so does cosine on the rows that matter: a precision must hold all three.
@@ -206,9 +211,14 @@ def parse_gates(texts: tuple[str, ...]) -> Mapping[str, Gate]:
             raise PlanError(f"--tolerate {text!r}: expected PRECISION:KEY=NUMBER,… with {', '.join(found)}, as in int8:cosine=0.97")
         for pair in pairs.split(","):
             key, _, number = pair.strip().partition("=")
-            if key not in GATE_KEYS or not _SHARE.fullmatch(number) or not 0 <= float(number) <= 1:
-                raise PlanError(f"--tolerate {text!r}: {pair.strip()!r} isn't KEY=NUMBER with {', '.join(GATE_KEYS)} and 0 to 1")
-            found[precision] = replace(found[precision], **{key: float(number)})
+            if key == "rows" and _WHOLE.fullmatch(number):
+                found[precision] = replace(found[precision], rows=int(number))
+            elif key in GATE_KEYS and key != "rows" and _SHARE.fullmatch(number) and 0 <= float(number) <= 1:
+                found[precision] = replace(found[precision], **{key: float(number)})  # type: ignore[arg-type]  # all of them are floats
+            else:
+                raise PlanError(
+                    f"--tolerate {text!r}: {pair.strip()!r} isn't KEY=NUMBER with {', '.join(GATE_KEYS)} and 0 to 1 (rows: 0 or more)"
+                )
     return found
 
 

@@ -54,7 +54,9 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
     reference = "onnx-as-given" if draft.plan.model.onnx else "pytorch-fp32"
     task = report.task(made.judged, draft.labelled, draft.gate(made).metric) if made.judged and draft.labelled else None
     runtime, device = made.runtime, made.device
-    proof = report.parity(made.distances, draft.traced.rows, draft.gate(made).relative)
+    gate = draft.gate(made)
+    proof = report.parity(made.distances, draft.traced.rows, gate.relative)
+    needed = gate.rows or None if proof.confident else None
     latency = Latency(device=device, runtime=runtime, threads=measure.threads(), seconds=made.seconds) if made.seconds else None
     return Variant(
         file=file,
@@ -75,7 +77,9 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         operators=dict(made.graph.operators),
         inputs=tuple(_entry(spec) for spec in draft.inputs),
         outputs=tuple(_entry(spec) for spec in draft.traced.outputs),
-        parity=proof.model_copy(update={"reference": reference, "runtime": runtime, "device": device, "task": task}),
+        parity=proof.model_copy(
+            update={"reference": reference, "runtime": runtime, "device": device, "task": task, "confident_needed": needed}
+        ),
         latency=latency,
         engine=made.engine,
     )

@@ -108,6 +108,21 @@ def doubt(found: Mapping[str, Distance], gate: Gate) -> str:
     return f"only {fewest} rows that PyTorch is sure of judged it ({shown}): give a longer example, or labelled rows (--eval)"
 
 
+def missing(found: Mapping[str, Distance], labelled: LabelledSet | None, task: Judged | None, gate: Gate, whose: str = "PyTorch") -> str:
+    """What the proof lacks to judge a classifier's classes by: rows that the reference is sure of, in words; else ""."""
+    extra = {labelled.output: task.distance} if labelled and task else {}
+    counted = {name: merged(part, extra.get(name, Distance())) for name, part in found.items()}
+    name, fewest = min(counted.items(), key=lambda item: item[1].confident or math.inf)
+    if not 0 < fewest.confident < gate.rows:
+        return ""
+    least = -(-gate.rows * fewest.classified // fewest.confident)
+    return (
+        f"{whose} is sure of {fewest.confident} of the {fewest.classified} rows that judge the classes of {name!r}; expected {gate.rows}, "
+        f"which some {least} rows would bring: give a longer example or labelled rows (--eval), or settle for less (--tolerate "
+        f"PRECISION:rows={fewest.confident})"
+    )
+
+
 def _confident(part: Distance, strict: bool) -> float:
     share = part.confident_disagreement or 0.0
     if strict or not share:

@@ -31,8 +31,12 @@ def learn_ranges(draft: Draft) -> None:
 
 
 def make(draft: Draft, precision: str) -> None:
-    """Add the variant of `precision` to the draft. Raises ExportError: by how much every way of making it fails its gate."""
+    """Add the variant of `precision` to the draft. Raises ExportError: by how much every way of making it fails its gate,
+    or which rows its proof lacks.
+    """
     made = MAKERS[precision](draft)
+    if lacks := report.missing(made.distances, draft.labelled, made.judged, draft.gate(made), draft.whose):
+        raise ExportError(f"{draft.plan.model.label}: {precision} isn't proved: {lacks}; {_without(draft, precision)}")
     draft.variants[precision] = made
     if precision != "fp32" and not draft.labelled and (doubt := report.doubt(made.distances, draft.gate(made))):
         draft.reporter.note(f"{precision}: {doubt}")
@@ -121,11 +125,15 @@ def refusal(draft: Draft, made: Candidate, failures: list[str]) -> ExportError:
     """What to say of a precision that can't be made: by how much, and which node's answer is the first that's far off."""
     precision = made.precision
     where = _diverging(draft, made)
-    others = ",".join(other for other in draft.plan.precisions if other != precision) or "fp32"
     return ExportError(
         f"{draft.plan.model.label}: {precision} isn't the same model: {'; '.join(failures)}; {f'{where}; ' if where else ''}"
-        f"--precisions {others} does without{draft.suspects()}"
+        f"{_without(draft, precision)}{draft.suspects()}"
     )
+
+
+def _without(draft: Draft, precision: str) -> str:
+    others = ",".join(other for other in draft.plan.precisions if other != precision) or "fp32"
+    return f"--precisions {others} does without"
 
 
 def _diverging(draft: Draft, made: Candidate) -> str:

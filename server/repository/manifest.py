@@ -63,7 +63,8 @@ class Parity(_Part):
     """How far a variant is from PyTorch FP32 on held-out samples, as the worst of its outputs.
 
     `max_relative` is the largest difference over its output's largest value; that's what `tolerance` bounds. `top1_upper95` is the
-    upper 95 % bound of the disagreement. `confident_disagreement` is that of the rows whose best class has more than half.
+    upper 95 % bound of the disagreement. `confident_disagreement` is that of the `confident` rows, whose best class has more than
+    half; `confident_needed` is how many of them the proof had to have, labelled rows included.
     `runtime` and `device` are what ran it: a proof on one device says nothing about another's kernels.
     """
 
@@ -80,6 +81,7 @@ class Parity(_Part):
     top1_upper95: float | None = None
     confident: int | None = None
     confident_disagreement: float | None = None
+    confident_needed: int | None = None
     runtime: str | None = None
     device: str | None = None
     task: Task | None = None

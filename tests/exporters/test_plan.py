@@ -75,11 +75,14 @@ def test_gates_are_changed_by_precision() -> None:
     found = parse_gates(("int8:cosine=0.9,metric=.05", "fp16:relative=1e-3"))
     assert (found["int8"].cosine, found["int8"].metric, found["int8"].relative) == (0.9, 0.05, GATES["int8"].relative)
     assert found["fp16"].relative == 1e-3
+    assert (parse_gates(("int8:rows=12",))["int8"].rows, found["int8"].rows) == (12, 59)
     assert found["fp32"] == GATES["fp32"]
     assert GATES["int8"].tightened().cosine == pytest.approx(0.984)
 
 
-@pytest.mark.parametrize("text", ["int8", "int4:cosine=1", "int8:cosine", "int8:cosine=2", "int8:speed=0.5", "int8:cosine=nan"])
+@pytest.mark.parametrize(
+    "text", ["int8", "int4:cosine=1", "int8:cosine", "int8:cosine=2", "int8:speed=0.5", "int8:cosine=nan", "int8:rows=0.5"]
+)
 def test_bad_gates(text: str) -> None:
     with pytest.raises(PlanError, match="--tolerate"):
         parse_gates((text,))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from exporters.parity.report import doubt, failures, parity
+from exporters.parity.report import doubt, failures, missing, parity
+from exporters.parity.task import Judged, LabelledSet
 from exporters.plan import Gate
 from server.numerics import distance
 from server.tensors import TensorSpec
@@ -72,6 +75,27 @@ def test_one_row_of_few_may_be_chance() -> None:
         other = answers.copy()
         other[:wrong] = other[:wrong, [1, 2, 0]]
         assert bool(failures({"logits": distance(answers, other)}, [LOGITS], loose)) == fails
+
+
+def test_too_few_rows_to_judge_classes_by_are_said() -> None:
+    gate = Gate(relative=2.0, cosine=0.0, confident=0.05, rows=12)
+    scores = np.eye(3, dtype=np.float32)[np.arange(30) % 3] * 9
+    scores[10:] = 0.1
+    found = {"logits": distance(scores, scores)}
+    told = missing(found, None, None, gate)
+    assert told.startswith("PyTorch is sure of 10 of the 30 rows that judge the classes of 'logits'; expected 12, which some 36 rows would")
+    assert told.endswith("--tolerate PRECISION:rows=10)")
+    assert missing(found, None, None, replace(gate, rows=10)) == ""
+    assert missing({"embedding": distance(scores[10:], scores[10:])}, None, None, gate) == "", "sure of none: no classes, it seems"
+
+
+def test_labelled_rows_judge_classes_too() -> None:
+    gate = Gate(relative=2.0, cosine=0.0, confident=0.05, rows=12)
+    scores = np.eye(3, dtype=np.float32)[np.arange(10) % 3] * 9
+    rows = LabelledSet(({"x": scores},), np.zeros(10, np.int64), "accuracy", "logits", "0" * 64)
+    both = {"logits": distance(scores, scores)}
+    assert missing(both, None, None, gate)
+    assert missing(both, rows, Judged(1.0, 1.0, distance(scores, scores)), gate) == ""
 
 
 def test_few_rows_leave_a_doubt() -> None:

@@ -174,6 +174,36 @@ def test_a_layer_behind_an_outlier_stays_fp32(written: Writer, user: Path, repor
     assert first.cosine_mean < GATES["int8"].cosine <= last.cosine_mean
 
 
+SURE = """
+import torch
+from nets import Cnn
+
+class make(Cnn):
+    def forward(self, x):
+        return super().forward(x) * 40
+
+def example():
+    return {"x": torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
+"""
+
+
+def test_few_rows_do_not_prove_a_classifier(written: Writer, user: Path, reporter: Remembers) -> None:
+    asked = plan(user, "Mlp", None, model=written(SURE), precisions=("fp32", "int8"))
+    loose = Gate(relative=0.5, cosine=0.9, confident=0.5)
+    many = replace(asked, gates={**GATES, "int8": replace(loose, rows=10_000)})
+    with pytest.raises(
+        ExportError, match=r"int8 isn't proved: PyTorch is sure of \d+ of the 25\d rows .*expected 10000, .*--precisions fp32 does"
+    ):
+        export(many, reporter)
+    assert not (user / "models").exists()
+    exported = export(replace(asked, gates={**GATES, "int8": replace(loose, rows=10)}), reporter)
+    fp32, int8 = (exported.manifest.variant(precision) for precision in ("fp32", "int8"))
+    assert fp32 is not None
+    assert int8 is not None
+    assert (fp32.parity.confident_needed, int8.parity.confident_needed) == (None, 10)
+    assert (int8.parity.confident or 0) >= 10
+
+
 def test_int8_that_nothing_saves_is_refused(user: Path, reporter: Remembers) -> None:
     strict = {**GATES, "int8": Gate(relative=0.5, cosine=1.0, confident=1.0)}
     asked = replace(plan(user, "Mlp", "features.npz", precisions=("int8",)), gates=strict)

@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 
 from server.config import Settings
-from server.control.changes import Changes, events_of
 from server.control.dials import Dials
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
@@ -44,6 +43,7 @@ from server.regions import RegionLimits, Regions
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
+from server.state.changes import Changes, events_of
 from server.statistics import model_statistics
 
 SWITCH_INTERVAL = 1e-4  # seconds: at the default 5 ms a busy loop starves thread lanes for seconds (measured)

@@ -19,7 +19,6 @@ from weakref import WeakValueDictionary
 
 from server.config import Settings
 from server.control.admissions import Admissions
-from server.control.changes import Changes
 from server.control.ensembles import Ensembles
 from server.control.loading import Loader
 from server.control.notices import Notices
@@ -35,6 +34,7 @@ from server.repository.configs.reading import Values
 from server.repository.marks import Mark, Watcher, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
+from server.state.changes import Changes
 
 EVERY_MODEL = "*"
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})

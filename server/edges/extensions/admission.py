@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from server.control.changes import Changes
 from server.controlplane import ControlPlane
 from server.edges.extensions.route import JSONResponse, allowing, json_object
 from server.errors import InvalidRequest
 from server.gate import Gate, Operation
+from server.state.changes import Changes
 
 PATH = "/admin/models/{model}/admission"
 

@@ -109,7 +109,7 @@ bench-autoscale: setup ## which figure to scale replicas by, in simulated time
 bench-precision: setup ## the drift detector's targets, simulated; what isn't built yet counts as not met
 	@$(RUN) -m benchmarks.precision
 
-bench-routing: setup ## what choosing a version costs
+bench-routing: setup ## what choosing a version costs, and the canary over simulated roll-outs
 	@$(RUN) -m benchmarks.routing
 
 clean: ## remove what was built; the environment and the fetched weights stay

@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 
 from server.config import Settings
-from server.control.changes import Changes, events_of
 from server.control.dials import Dials
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin import add_admin
+from server.edges.extensions.admission import add_admission
 from server.edges.extensions.configuration import add_configuration
 from server.edges.extensions.events import add_events
 from server.edges.extensions.generate import add_generate
@@ -43,6 +43,7 @@ from server.regions import RegionLimits, Regions
 from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
+from server.state.changes import Changes, events_of
 from server.statistics import model_statistics
 
 SWITCH_INTERVAL = 1e-4  # seconds: at the default 5 ms a busy loop starves thread lanes for seconds (measured)
@@ -74,7 +75,7 @@ class App:
         self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording, self.dials.tracer)
         self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal, self.dataplane.step)
         self.events = events_of(settings)
-        self.control.changes = Changes(self.events, self.journal)
+        self.control.changes = changes = Changes(self.events, self.journal)
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -84,6 +85,7 @@ class App:
         statistics = partial(model_statistics, self.router, self.recorder)
         rest = build_rest(settings, self.gate, self.router, self.ready, statistics)
         add_admin(rest, self.gate, self.recorder.ring, self.control)
+        add_admission(rest, self.gate, self.control, changes)
         add_events(rest, self.gate, self.events)
         add_configuration(rest, self.gate, self.router)
         add_shared_memory(rest, self.gate, self.regions)

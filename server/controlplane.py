@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from server.config import Settings
-from server.control.changes import Changes
+from server.control.admissions import Admissions
 from server.control.ensembles import Ensembles
 from server.control.loading import Loader
 from server.control.notices import Notices
@@ -34,6 +34,7 @@ from server.repository.configs.reading import Values
 from server.repository.marks import Mark, Watcher, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
+from server.state.changes import Changes
 
 EVERY_MODEL = "*"
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
@@ -61,6 +62,7 @@ class ControlPlane:
         self._loader = Loader(settings)
         self._notices = Notices(table, recorder, journal, paths_below(settings.repository))
         self.precisions = Precisions(table)
+        self.admissions = Admissions(table)
         self._serving = Serving(table, recorder, journal)
         self._ensembles = Ensembles(table, recorder, journal, start)
         self._overrides = Overrides(upload="upload" in settings.allow)
@@ -264,7 +266,8 @@ class ControlPlane:
             self._ensembles.add(loadable)
         else:
             unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
-            self._notices.ready(self._serving.serve(loadable, opened, unpadded))
+            self._notices.ready(served := self._serving.serve(loadable, opened, unpadded))
+            self.admissions.renew(served)
         if old is not None and gone is not None:
             await self._loader.retire(old, self._settings.drain_timeout)
         return ""

@@ -58,6 +58,7 @@ class Operation(Enum):
     MODEL_UNLOAD = (CONTROL, "unload a model")
     SETTINGS = (CONTROL, "see and change log and trace settings")
     PRECISION = (CONTROL, "change the precision of a model")
+    ADMISSION = (CONTROL, "shed lower priorities of a model for a while")
     ROUTING = (CONTROL, "change weights, canaries and experiments")
     SHARED_MEMORY = (CONTROL, "register, use and unregister regions of shared memory")
     EXPLAIN = (DEBUG, "how a request was batched, routed and run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,7 +20,12 @@ from tests.architecture.house import ROOT
 from tests.server.running import in_thread
 
 FOLDER = fetch.silero_folder()  # read before the fixtures here point elsewhere
-YAML = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "sequences.md").read_text(), re.DOTALL)[0]
+PAGE = (ROOT / "docs" / "sequences.md").read_text()
+YAML = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0]
+(PROGRAM,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FETCHED = pytest.mark.skipif(
+    not fetch.is_fetched(FOLDER, fetch.SILERO_PACKAGES, fetch.SILERO_FILES), reason="`python -m examples.fetch silero` hasn't fetched it"
+)
 CONTEXT, CHUNK = 64, 512  # samples: of the chunk before, and new ones
 
 
@@ -37,13 +44,27 @@ def sounds() -> Mapping[int, Tensor]:
     return {number: np.asarray(sound, np.float32) for number, sound in enumerate((tone, noise, vowel), 1)}
 
 
-@pytest.mark.skipif(
-    not fetch.is_fetched(FOLDER, fetch.SILERO_PACKAGES, fetch.SILERO_FILES), reason="`python -m examples.fetch silero` hasn't fetched it"
-)
+def place_vad(folder: Path) -> None:
+    """The model as the page has it."""
+    (folder / "vad" / "1").mkdir(parents=True)
+    shutil.copy(FOLDER / fetch.SILERO, folder / "vad" / "1" / "model.onnx")
+    (folder / "vad" / "model.yaml").write_text(YAML)
+
+
+@FETCHED
+def test_the_page_s_program(tmp_path: Path) -> None:
+    place_vad(tmp_path)
+    said = io.StringIO()
+    with in_thread(tmp_path) as app, contextlib.redirect_stdout(said):
+        exec(PROGRAM.replace("localhost:8000", app.addresses.http), {})
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 20
+    assert all(0 < float(line.strip("[]")) < 0.5 for line in lines)  # silence isn't speech
+
+
+@FETCHED
 def test_three_sounds_at_once(tmp_path: Path) -> None:
-    (tmp_path / "vad" / "1").mkdir(parents=True)
-    shutil.copy(FOLDER / fetch.SILERO, tmp_path / "vad" / "1" / "model.onnx")
-    (tmp_path / "vad" / "model.yaml").write_text(YAML)
+    place_vad(tmp_path)
     session = ort.InferenceSession(str(FOLDER / fetch.SILERO), providers=["CPUExecutionProvider"])
     states = {number: np.zeros((2, 1, 128), np.float32) for number in sounds()}
     with in_thread(tmp_path) as app, client.InferenceServerClient(app.addresses.http, concurrency=3) as triton:

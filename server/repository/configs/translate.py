@@ -160,6 +160,8 @@ def _batching(message: Message, found: Translated) -> None:
             found.say(key, value, place)
     if batching.default_priority_level not in (0, batching.priority_levels):
         found.pass_over((*source, "default_priority_level"), f"requests without a priority have the last one, {batching.priority_levels}")
+    if batching.priority_queue_policy:
+        found.pass_over((*source, "priority_queue_policy"), "every priority has default_queue_policy; a request's `timeout` goes before it")
     if policy.timeout_action:
         found.pass_over((*queue, "timeout_action"), "a request that is too late is refused, not put last")
 
@@ -230,7 +232,9 @@ def _sequences(message: Message, found: Translated) -> None:
     elif message.HasField("sequence_batching"):
         found.pass_over(source, "without a state there's nothing that the server would keep")
     for number, control in enumerate(sequence.control_input):
-        found.pass_over((*source, "control_input", number), f"{control.name} isn't fed by the server: clients send it as they send others")
+        kinds = ", ".join(_enum_name(each, "kind") for each in control.control)
+        why = f"the server doesn't feed {control.name} ({kinds}): if the model has that input, every client must send it as any other"
+        found.pass_over((*source, "control_input", number), why)
     if message.model_transaction_policy.decoupled:
         found.say(("decoupled",), True, ("model_transaction_policy", 0, "decoupled"))
 

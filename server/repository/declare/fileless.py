@@ -9,6 +9,7 @@ from server.backends.base import VariantSpec
 from server.backends.latency_table import BUILT_IN
 from server.backends.registry import EMULATED, ENSEMBLE, PYTHON
 from server.documents import Document
+from server.repository.configs.pbtxt import PBTXT_NAME
 from server.repository.configs.reading import config_document, config_path
 from server.repository.declare.said import Loadable, checked_file, declared_values, specs_said
 from server.repository.declare.state import check_state
@@ -17,6 +18,11 @@ from server.repository.model_config import ModelConfig
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
 from server.tensors import TensorSpec
+
+TRITONS_CLASS = (
+    "a TritonPythonModel (model.py) isn't run here. Put what its `execute` does into the `infer` of a class, and name that in model.yaml, "
+    f"which then is read instead: `backend: {PYTHON}`, `python: {{code: FILE.py:Class}}`, inputs and outputs (docs/python_backend.md)"
+)
 
 
 def emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
@@ -53,6 +59,8 @@ def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Load
     """A version that is a class of the user's own; `device` is the server's, for a model that doesn't say its own. Raises ModelDefect."""
     document = config_document(entry.path)
     code, lanes = config.python, config.lanes
+    if code is None and document.path.name == PBTXT_NAME:
+        raise document.error(("backend",), TRITONS_CLASS)
     if code is None or config.backend != PYTHON:
         missing = "backend" if code else "python"
         raise document.error(

@@ -63,6 +63,10 @@ FAULTS: dict[str, tuple[dict[str, str], str]] = {
     "a corrupt file": ({"bare/1/model.onnx": "no"}, "bare/1/model.onnx: not an ONNX file"),
     "a changed file": ({"exported/1/model.fp32.onnx": "no"}, "exported/1/model.fp32.onnx: 2 bytes, not the"),
     "an unknown backend": ({"own/model.yaml": "backend: nonesuch"}, "unknown backend 'nonesuch'"),
+    "Triton's own Python class": (
+        {"tritons/config.pbtxt": PBTXT + 'backend: "python"', "tritons/1/model.py": "class TritonPythonModel: pass"},
+        "tritons/config.pbtxt:5:1: backend: a TritonPythonModel (model.py) isn't run here. Put what its `execute` does into the `infer`",
+    ),
     "a missing part": (
         {"both/model.yaml": "ensemble: {steps: [{model: nobody, inputs: {x: in}, outputs: {y: out}}]}"},
         "step 1 (model 'nobody'): the repository offers no such model or version",

@@ -148,10 +148,15 @@ def test_single_fields(text: str, expected: dict[str, Any]) -> None:
             "dynamic_batching { default_queue_policy { timeout_action: DELAY } }",
             "1:43: dynamic_batching.default_queue_policy.timeout_action: a request that is too late is refused, not put last",
         ),
+        (
+            "dynamic_batching { priority_levels: 2 priority_queue_policy { key: 1 value { max_queue_size: 4 } } }",
+            "1:39: dynamic_batching.priority_queue_policy: every priority has default_queue_policy; a request's `timeout` goes before it",
+        ),
         ("sequence_batching { oldest {} }", "1:19: sequence_batching: without a state there's nothing that the server would keep"),
         (
             'sequence_batching { state { input_name: "h" output_name: "hn" } control_input { name: "START" control { kind: 0 } } }',
-            "1:79: sequence_batching.control_input: START isn't fed by the server: clients send it as they send others",
+            "1:79: sequence_batching.control_input: the server doesn't feed START (CONTROL_SEQUENCE_START): if the model has that input, "
+            "every client must send it as any other",
         ),
         (
             "instance_group [ { gpus: 0 }, { gpus: 1 } ]",

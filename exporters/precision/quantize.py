@@ -177,6 +177,7 @@ def _quantize_static(prepared: Path, target: Path, scheme: Scheme, scales: Any, 
     )
     quantizer.quantize_model()
     _free_outputs(quantizer.model.model.graph)
+    quantizer.model.clean_initializers()
     quantizer.model.save_model_to_file(str(target), False)
 
 

@@ -144,6 +144,8 @@ def test_what_is_above_all_that_was_seen_is_not_cut(tmp_path: Path, symmetric: b
     source = cnn(tmp_path / "m.onnx")
     model = made(tmp_path, source, Scheme("minmax", symmetric=symmetric), IMAGES / 4)
     assert {node.op_type for node in model.graph.node if "y" in node.output} == {"Gemm"}
+    read = {name for node in model.graph.node for name in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= read, "onnxruntime warns of what nothing reads"
     wanted, found = (answer(path, IMAGES / 2) for path in (source, tmp_path / "int8.onnx"))
     seen = answer(source, IMAGES / 4).max(axis=1)
     assert (wanted.max(axis=1) > seen).any()

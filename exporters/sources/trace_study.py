@@ -25,6 +25,7 @@ MOST_ROWS = 256
 MOST_BYTES = 64 * 2**20
 MOST_SECONDS = 8.0
 PATIENT_SECONDS = 120.0
+PATIENT_BYTES = 256 * 2**20
 """As long as a classifier that is sure of some rows is sure of fewer than SURE_ROWS: they're what other precisions are judged by."""
 SURE_ROWS = 64
 WHOLE_RUNS = 6
@@ -284,8 +285,9 @@ class _Budget:
     def next_batch(self) -> int:
         if self._batches < len(BATCH_SIZES):
             return BATCH_SIZES[self._batches]
-        seconds = PATIENT_SECONDS if 0 < self._sure < SURE_ROWS else MOST_SECONDS
-        spent = max(self._bytes / MOST_BYTES, (time.monotonic() - self._started) / seconds, 1e-9)
+        patient = 0 < self._sure < SURE_ROWS
+        seconds, size = (PATIENT_SECONDS, PATIENT_BYTES) if patient else (MOST_SECONDS, MOST_BYTES)
+        spent = max(self._bytes / size, (time.monotonic() - self._started) / seconds, 1e-9)
         rows = min(LARGE_BATCH, self._most - self._rows, int(self._rows / spent) - self._rows)
         return rows if rows >= min(BATCH_SIZES[-1], self._most - self._rows) else 0
 

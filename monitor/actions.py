@@ -21,11 +21,11 @@ from monitor.store import Store
 HOUR = 3600.0
 MAX_INCIDENT = 64 << 20  # bytes
 
-PATHS: Mapping[str, str] = {
-    "step_precision": "/admin/models/{model}/precision/step",
-    "rollback_canary": "/admin/models/{model}/canary/rollback",
-    "shed": "/admin/shed",
-    "capture": "/admin/incident",
+REQUESTS: Mapping[str, tuple[str, str]] = {
+    "step_precision": ("POST", "/admin/models/{model}/precision/step"),
+    "rollback_canary": ("POST", "/admin/models/{model}/canary/rollback"),
+    "shed": ("PUT", "/admin/models/{model}/admission"),
+    "capture": ("POST", "/admin/incident"),
 }
 """What is done → where the server does it. A server that answers 404 has no such thing (yet); that is recorded, and nothing else."""
 
@@ -59,7 +59,7 @@ class Actions:
 
     async def _post(self, action: Action, alert: Alert) -> str:
         model = action.model or dict(alert.labels).get("model", "")
-        path = PATHS[action.do]
+        method, path = REQUESTS[action.do]
         if "{model}" in path and not model:
             return "failed: the alert names no model; give the action its `model`"
         url = action.url.rstrip("/") + path.format(model=quote(model, safe=""))
@@ -67,7 +67,7 @@ class Actions:
             token = {"authorization": f"Bearer {secret(action.token)}"} if action.token else {}
             async with (
                 httpx.AsyncClient(timeout=action.timeout, follow_redirects=False, trust_env=False) as client,
-                client.stream("POST", url, json=self._body(action, alert), headers=token) as answer,
+                client.stream(method, url, json=self._body(action, alert), headers=token) as answer,
             ):
                 if answer.status_code == 404:
                     return f"failed: the server has no {path} (404)"
@@ -80,10 +80,9 @@ class Actions:
             return f"failed: {action.folder}: {error.strerror or error}"
 
     def _body(self, action: Action, alert: Alert) -> dict[str, Any]:
-        body: dict[str, Any] = {"reason": f"alert {alert.name}", "by": self._identity, "fingerprint": alert.fingerprint}
-        if action.below_priority is not None:
-            body["below_priority"] = action.below_priority
-        return body
+        if action.do == "shed":
+            return {"min_priority": action.below_priority, "ttl_s": action.ttl}
+        return {"reason": f"alert {alert.name}", "by": self._identity, "fingerprint": alert.fingerprint}
 
 
 async def _kept(answer: httpx.Response, action: Action, alert: Alert) -> str:

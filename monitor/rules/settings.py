@@ -149,10 +149,17 @@ class Action(Part):
     token: Secret | None = Field(default=None, description="Bearer token of a principal that may control it.")
     model: str | None = Field(default=None, description="Which model; else the alert's.")
     below_priority: int | None = Field(default=None, ge=1, description="Of shed: requests of lower priority are refused.")
+    ttl: Interval = Field(default=300.0, description="Of shed: for how long.")
     folder: Path = Field(default=Path("incidents"), description="Of capture: where what the server answers is kept, a file each.")
     keep: int = Field(default=20, ge=1, le=10_000, description="Of capture: how many files; the oldest goes.")
     at_most: int = Field(default=3, ge=1, le=100, description="How often in an hour.")
     timeout: Interval = Field(default=10.0, description="How long the server has to answer.")
+
+    @model_validator(mode="after")
+    def _whom(self) -> Action:
+        if self.do == "shed" and self.below_priority is None:
+            raise ValueError("`do: shed` needs `below_priority`: requests of lower priority than that are refused")
+        return self
 
 
 class Settings(Part):

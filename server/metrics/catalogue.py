@@ -23,7 +23,8 @@ PHASES = ("decode", "queue", "gather", "compute", "scatter", "encode")
 """What a request goes through, in order."""
 
 OUTCOMES: Mapping[str, str] = {
-    **dict.fromkeys(("invalid", "too_large", "body_timeout", "not_found", "unsupported", "unauthenticated", "denied"), "refused"),
+    **dict.fromkeys(("invalid", "too_large", "body_timeout", "not_found", "unsupported"), "refused"),
+    **dict.fromkeys(("superseded", "unauthenticated", "denied"), "refused"),
     **dict.fromkeys(("unavailable", "overloaded", "deadline", "model_unavailable", "draining"), "rejected"),
     **dict.fromkeys(("backend", "device_memory", "device_lost", "model_defect", "config", "internal"), "failed"),
     "cancelled": "cancelled",

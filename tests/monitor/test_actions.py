@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 
 import numpy as np
+import pytest
+from pydantic import ValidationError
 
 from monitor.actions import Actions
 from monitor.alerts import Alert, Level, State
@@ -34,6 +36,24 @@ async def test_an_incident_is_captured_and_the_oldest_file_goes(tmp_path: Path) 
     events = [json.loads(line) for line in files[-1].read_text().splitlines()]
     assert events[0]["event"] == "incident"
     assert [event["model"] for event in events if event["event"] == "arrival"] == ["linear"]
+
+
+async def test_a_priority_is_shed(tmp_path: Path) -> None:
+    place(tmp_path / "models", "linear", yaml="queue: {priorities: 2}")
+    async with running(tmp_path / "models") as app, wire(app) as client:
+        action = Action(do="shed", url=f"http://{app.addresses.http}", below_priority=1, ttl=60.0)
+        actions = Actions({"shed": action}, Store(tmp_path / "state.db"), "m")
+        assert (await actions.take("shed", ALERT, 0.0)).text == "done"
+        statuses = [
+            (await client.ask(infer_json("linear", np.zeros((1, 8), np.float32), parameters={"priority": number}))).status
+            for number in (1, 2)
+        ]
+    assert statuses == [200, 503]
+
+
+def test_shedding_needs_to_know_whom() -> None:
+    with pytest.raises(ValidationError, match="`do: shed` needs `below_priority`"):
+        Action(do="shed")
 
 
 async def test_what_can_not_be_captured_is_said_and_leaves_nothing(tmp_path: Path) -> None:

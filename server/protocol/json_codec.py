@@ -107,9 +107,14 @@ def from_json(name: str, kind: DType, shape: tuple[int, ...], count: int, data: 
     rule = _RULES[kind.name]
     packed = _packed(flat, rule) if len(flat) == count >= MANY else None
     if packed is None:
-        _check_types(name, kind, flat, depth)
+        types = set(map(type, flat))
+        if list in types:
+            raise _mixed(name, depth)
         if len(flat) != count:
             raise InvalidRequest(f"input {name!r}: 'data' holds {len(flat)} values, but shape {shown(list(shape))} takes {shown(count)}")
+        if not types <= rule.takes:
+            index = next(i for i, value in enumerate(flat) if type(value) not in rule.takes)
+            raise InvalidRequest(f"input {name!r}: {kind.name} takes {rule.words}, got {shown(flat[index])} at index {index}")
         if not kind.size:
             return _strings(name, shape, flat)
         try:
@@ -147,15 +152,6 @@ def _packed(flat: list[Any], rule: _Rule) -> bytes | None:
     doubtful = np.flatnonzero((values == 0) | (values == 1))
     looked_at = map(flat.__getitem__, doubtful.tolist()) if 4 * len(doubtful) < len(flat) else flat
     return None if bool in map(type, looked_at) else packed
-
-
-def _check_types(name: str, kind: DType, flat: list[Any], depth: int) -> None:
-    types, rule = set(map(type, flat)), _RULES[kind.name]
-    if list in types:
-        raise _mixed(name, depth)
-    if not types <= rule.takes:
-        index = next(i for i, value in enumerate(flat) if type(value) not in rule.takes)
-        raise InvalidRequest(f"input {name!r}: {kind.name} takes {rule.words}, got {shown(flat[index])} at index {index}")
 
 
 def _mixed(name: str, level: int) -> InvalidRequest:

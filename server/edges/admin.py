@@ -20,9 +20,6 @@ def add_admin(app: FastAPI, gate: Gate, ring: Ring, control: ControlPlane) -> No
     """Add /admin to the app of build_rest, which turns errors into answers."""
     allow = allowing(gate)
 
-    def who(request: Request) -> str:
-        return gate.principal(request.headers.get("authorization")).name
-
     @app.post("/admin/incident", tags=["admin"], summary="The last arrivals, batches, lane and routing events, as JSON lines")
     def incident(request: Request) -> Response:  # in a thread: tens of thousands of lines would stop the loop for 0.1 s
         allow(request, Operation.INCIDENT)
@@ -35,14 +32,14 @@ def add_admin(app: FastAPI, gate: Gate, ring: Ring, control: ControlPlane) -> No
 
     @app.put("/admin/models/{model}/precision", tags=["admin"], summary='Switch a model\'s precision: `{"active": "int8"}`')
     async def switch(model: str, request: Request) -> Response:
-        allow(request, Operation.PRECISION)
-        await control.switch(model, _wished(await json_object(request)), who(request))
+        who = allow(request, Operation.PRECISION).name
+        await control.switch(model, _wished(await json_object(request)), who)
         return JSONResponse(_precisions(control, model))
 
     @app.delete("/admin/models/{model}/precision", tags=["admin"], summary="Go back to the precision of the model's own configuration")
     async def clear(model: str, request: Request) -> Response:
-        allow(request, Operation.PRECISION)
-        await control.switch(model, None, who(request))
+        who = allow(request, Operation.PRECISION).name
+        await control.switch(model, None, who)
         return JSONResponse(_precisions(control, model))
 
 

@@ -19,9 +19,6 @@ def add_admission(app: FastAPI, gate: Gate, control: ControlPlane, changes: Chan
     """Add the routes to the app of build_rest, which turns errors into answers."""
     allow, admissions = allowing(gate), control.admissions
 
-    def who(request: Request) -> str:
-        return gate.principal(request.headers.get("authorization")).name
-
     @app.get(PATH, tags=["admin"], summary="Which priorities a model takes")
     async def admission(model: str, request: Request) -> Response:
         allow(request, Operation.ADMISSION)
@@ -29,15 +26,15 @@ def add_admission(app: FastAPI, gate: Gate, control: ControlPlane, changes: Chan
 
     @app.put(PATH, tags=["admin"], summary='Shed lower priorities for a while: `{"min_priority": 1, "ttl_s": 60}`')
     async def shed(model: str, request: Request) -> Response:
-        allow(request, Operation.ADMISSION)
-        await changes.note(admissions.set(model, *_wished(await json_object(request)), who(request)))
+        who = allow(request, Operation.ADMISSION).name
+        await changes.note(admissions.set(model, *_wished(await json_object(request)), who))
         return JSONResponse(admissions.read(model))
 
     @app.delete(PATH, tags=["admin"], summary="Take all priorities again")
     async def clear(model: str, request: Request) -> Response:
-        allow(request, Operation.ADMISSION)
+        who = allow(request, Operation.ADMISSION).name
         admissions.read(model)
-        await changes.note(admissions.clear(model, who(request)))
+        await changes.note(admissions.clear(model, who))
         return JSONResponse(admissions.read(model))
 
 

@@ -10,9 +10,10 @@ from fastapi import Request, Response
 
 from server.errors import InvalidRequest
 from server.gate import Gate, Operation
+from server.messages import Principal
 
-Allow: TypeAlias = Callable[[Request, Operation], None]
-"""Raises Unauthenticated or Denied where this request may not do that."""
+Allow: TypeAlias = Callable[[Request, Operation], Principal]
+"""Who asks. Raises Unauthenticated or Denied where this request may not do that."""
 
 
 class JSONResponse(Response):
@@ -25,8 +26,10 @@ class JSONResponse(Response):
 def allowing(gate: Gate) -> Allow:
     """Ask `gate` by a request's Authorization header."""
 
-    def allow(request: Request, operation: Operation) -> None:
-        gate.check(gate.principal(request.headers.get("authorization")), operation)
+    def allow(request: Request, operation: Operation) -> Principal:
+        principal = gate.principal(request.headers.get("authorization"))
+        gate.check(principal, operation)
+        return principal
 
     return allow
 

@@ -22,11 +22,11 @@ from server.control.admissions import Admissions
 from server.control.ensembles import Ensembles
 from server.control.loading import Loader
 from server.control.notices import Notices
-from server.control.overrides import Overrides, Wish
-from server.control.precisions import Precisions, switched
+from server.control.overrides import Override, Overrides, Wish
+from server.control.precisions import Precisions, not_switched, switched
 from server.control.serving import Serving
 from server.ensemble import Start
-from server.errors import ConfigError, ModelDefect, NotFound, Superseded, Unavailable
+from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
 from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
@@ -157,13 +157,7 @@ class ControlPlane:
 
     async def _load_model(self, name: str, wish: Wish) -> None:
         async with self._lock(name):
-            override = await self._loader.run(self._overrides.kept, name, wish)
-            store = Store(override.place) if override.place else self._store
-            try:
-                listing = await self._loader.run(store.find, name, override.values)
-            except ConfigError as error:
-                self._journal.lifecycle("repository_not_readable", level="warning", reason=str(error))
-                raise Unavailable(f"failed to load '{name[:255]}': the model repository can't be read now") from error
+            override, listing = await self._find(name, wish)
             if not listing.entries and not listing.problems:
                 raise NotFound(f"failed to load '{name[:255]}', failed to poll from model repository: there is no such model")
             self._wanted.add(name)
@@ -178,6 +172,16 @@ class ControlPlane:
         if faults:
             told = "; ".join(f"version {version or 'any'} is at UNAVAILABLE state: {reason}" for version, reason in faults.items())
             raise ModelDefect(f"failed to load '{name}', {told}")
+
+    async def _find(self, name: str, wish: Wish) -> tuple[Override, Listing]:
+        """What is to hold for a model, and the model with that. Raises Unavailable."""
+        override = await self._loader.run(self._overrides.kept, name, wish)
+        store = Store(override.place) if override.place else self._store
+        try:
+            return override, await self._loader.run(store.find, name, override.values)
+        except ConfigError as error:
+            self._journal.lifecycle("repository_not_readable", level="warning", reason=str(error))
+            raise Unavailable(f"failed to load '{name[:255]}': the model repository can't be read now") from error
 
     async def _unload_model(self, name: str) -> None:
         async with self._lock(name):
@@ -200,19 +204,15 @@ class ControlPlane:
     async def _switch(self, name: str, precision: str | None, who: str) -> None:
         turn = self.precisions.ask(name)
         async with self._lock(name):
-            if not self.precisions.newest(name, turn):
-                raise Superseded(f"model '{name}': another switch was asked for before this one to {precision or 'the default'} began")
+            self.precisions.check_newest(name, turn, precision)
             rows, before = self.precisions.checked(name, precision), self.precisions.chosen(name)
-            override = await self._loader.run(self._overrides.kept, name, Wish())
-            store = Store(override.place) if override.place else self._store
-            listing = await self._loader.run(store.find, name, override.values)
+            _, listing = await self._find(name, Wish())
             self.precisions.choose(name, precision)
             faults = await self._apply(name, listing)
             if faults:
                 self.precisions.choose(name, before)
                 await self._apply(name, listing)  # those versions that had switched, back
-                told = "; ".join(f"version {version}: {reason}" for version, reason in faults.items())
-                raise ModelDefect(f"model '{name}' still serves in {rows[0].active}: it can't in {precision or 'the default'}: {told}")
+                raise not_switched(name, rows, precision, faults)
             now = [row.active for row in self.precisions.rows(name)]
             if self.changes is not None:
                 await self.changes.note(switched(name, rows, now, who))

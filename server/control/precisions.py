@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from server.errors import InvalidRequest, NotFound
+from server.errors import InvalidRequest, ModelDefect, NotFound, Superseded
 from server.repository.store import Entry
 from server.router.table import ServedVersion, ServingTable
 from server.state.base import Event
 from server.validation import nearest
+
+DEFAULT = "the default"  # how a switch to what model.yaml says is named in errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,14 @@ class Precisions:
         self._asked: dict[str, int] = {}
 
     def ask(self, name: str) -> int:
-        """A turn for a switch of this model, to be shown to `newest` when its time has come."""
+        """A turn for a switch of this model, to be shown to `check_newest` when its time has come."""
         self._asked[name] = turn = self._asked.get(name, 0) + 1
         return turn
 
-    def newest(self, name: str, turn: int) -> bool:
-        """Whether nobody asked for another switch since."""
-        return self._asked.get(name) == turn
+    def check_newest(self, name: str, turn: int, precision: str | None) -> None:
+        """Raises Superseded where somebody asked for another switch since."""
+        if self._asked.get(name) != turn:
+            raise Superseded(f"model '{name}': another switch was asked for before this one to {precision or DEFAULT} began")
 
     def chosen(self, name: str) -> str | None:
         """What holds over model.yaml, None where that holds itself."""
@@ -78,6 +81,12 @@ class Precisions:
                     f"{nearest(precision, row.available)}; `tidegate export --precisions` makes others"
                 )
         return rows
+
+
+def not_switched(name: str, rows: Sequence[PrecisionRow], precision: str | None, faults: Mapping[str, str]) -> ModelDefect:
+    """Why a model can't be served in a precision: version → reason."""
+    told = "; ".join(f"version {version}: {reason}" for version, reason in faults.items())
+    return ModelDefect(f"model '{name}' still serves in {rows[0].active}: it can't in {precision or DEFAULT}: {told}")
 
 
 def switched(name: str, before: Sequence[PrecisionRow], now: Sequence[str], who: str) -> Event:

@@ -194,8 +194,8 @@ def test_what_clients_send_is_escaped_on_a_terminal(lines: Callable[..., Lines])
 
 
 def test_the_standard_librarys_records_go_the_same_way(lines: Callable[..., Lines]) -> None:
-    log = lines()
     level = logging.getLogger().level
+    log = lines()
     logger = logging.getLogger("uvicorn.error")
     logger.warning("Invalid %s", "request")
     logger.debug("not this")
@@ -209,7 +209,7 @@ def test_the_standard_librarys_records_go_the_same_way(lines: Callable[..., Line
     assert (warned["event"], warned["level"], warned["logger"]) == ("Invalid request", "warning", "uvicorn.error")
     assert wrong["event"] == "wrong arguments %d"
     assert broke["exception"].endswith("KeyError: 'why'\n")
-    assert logging.getLogger().level <= level
+    assert logging.getLogger().level == level
     logger.warning("after close")
     assert "after close" not in log.stream.getvalue()
 

@@ -20,6 +20,8 @@ CONFIDENT = 0.5
 """The share that a row must give its best class for its top-1 to be a clear one."""
 SUM_SLACK = 1e-3
 """How far from 1 the sum of a row may be that is read as a distribution."""
+TINIEST = 1e-12
+"""The share that a class has at least in a divergence, so that rounding to 0 isn't infinitely far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,27 @@ def confidence(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     distributed = (finite >= 0.0).all(axis=1) & (np.abs(finite.sum(axis=1) - 1.0) < SUM_SLACK)
     shares: NDArray[np.float64] = np.where(distributed, best, softmax)
     return shares
+
+
+def divergence(reference: Tensor, answer: Tensor) -> NDArray[np.float64]:
+    """KL(reference ‖ answer) in nats, row by row, of two [rows, classes] arrays that are read as `confidence` reads them: inf where one
+    side is finite and the other isn't, 0 where neither is."""
+    wanted, got = _by_row(reference), _by_row(answer)
+    finite = np.isfinite(wanted).all(axis=1), np.isfinite(got).all(axis=1)
+    ours, theirs = _log_shares(wanted), _log_shares(got)
+    found: NDArray[np.float64] = np.maximum(0.0, (np.exp(ours) * (ours - theirs)).sum(axis=1))
+    return np.where(finite[0] & finite[1], found, np.where(finite[0] == finite[1], 0.0, np.inf))
+
+
+def _log_shares(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of the share that each row gives each class, at least TINIEST."""
+    finite = np.where(np.isfinite(scores), scores, 0.0)
+    distributed = (finite >= 0.0).all(axis=1) & (np.abs(finite.sum(axis=1) - 1.0) < SUM_SLACK)
+    best = finite.max(axis=1, keepdims=True)
+    softmax = np.exp(finite - best)
+    shares = np.where(distributed[:, None], finite, softmax / softmax.sum(axis=1, keepdims=True))
+    logs: NDArray[np.float64] = np.log(np.maximum(shares, TINIEST))
+    return logs
 
 
 def cosine_per_row(reference: NDArray[np.float64], answer: NDArray[np.float64]) -> NDArray[np.float64]:

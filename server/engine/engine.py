@@ -6,9 +6,10 @@ It doesn't know where a request came from or which lane kind runs it. All of it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from time import monotonic
+from typing import Protocol, TypeAlias
 
 from server.engine.admission import Fit, Terms, bytes_of, fit, with_values
 from server.engine.batch import fullness, gather, split
@@ -37,6 +38,23 @@ _WHY = {
     DropReason.HOPELESS: "it can't be answered by its deadline any more",
     DropReason.GIVEN_UP: "others could be answered in its place",
 }
+
+
+Shares: TypeAlias = list[dict[str, Tensor]]
+"""Each ticket's outputs."""
+
+
+class Tap(Protocol):
+    """What sees a run's answers before they leave."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it keeps some of them back."""
+        ...
+
+    def sift(self, tickets: list[Ticket], outputs: Mapping[str, Tensor], shares: Shares, facts: BatchFacts) -> tuple[list[Ticket], Shares]:
+        """The tickets to answer now and their shares of the run's `outputs`; the others it answers itself, by Engine.deliver."""
+        ...
 
 
 class Engine:
@@ -70,6 +88,7 @@ class Engine:
         self._scheduler = Scheduler(self._loop, self._queue, batcher, self.lanes, self._start, self._drop)
         self._expiry = Expiry(self._loop, self._queue, self._drop)
         self.supervisor = Supervisor(self, key, self._loop)
+        self.tap: Tap | None = None
 
     @property
     def queue_rows(self) -> int:
@@ -216,7 +235,10 @@ class Engine:
         if self._scheduler.share is not None:
             self._scheduler.over(facts.finished - facts.started)
         self.figures.batch(facts, gather_seconds, monotonic() - facts.finished, error is not None)
-        for position, ticket in enumerate(cut.tickets):
+        tickets = cut.tickets
+        if self.tap is not None and shares is not None:
+            tickets, shares = self.tap.sift(tickets, result.outputs, shares, facts)
+        for position, ticket in enumerate(tickets):
             if not ticket.cancelled:
                 self._answer(ticket, shares[position] if shares else {}, error, facts)
         self._follow(monotonic() - facts.finished + facts.started - max(facts.cut, self._ended.get(lane, 0.0)))
@@ -246,9 +268,24 @@ class Engine:
         except Exception as failure:  # noqa: BLE001 - one edge's fault must not take the answers of a batch's other requests
             self._loop.call_exception_handler({"message": "an edge failed on an answer", "exception": failure})
 
+    def deliver(self, ticket: Ticket, outputs: dict[str, Tensor], facts: BatchFacts) -> None:
+        """Answer a ticket that the tap kept back, unless its client is gone."""
+        if not ticket.cancelled:
+            self._answer(ticket, outputs, None, facts)
+
     def share_device(self, device: Device, width: float) -> None:
         """Run on `device` only in turn with others that do, each run on `width` of its slots."""
         self._scheduler.share = device.join(width, self._scheduler.granted)
+
+    def yields(self, yields: bool) -> None:
+        """Whether its runs may wait, so that no model keeps its device free for them."""
+        if self._scheduler.share is not None:
+            self._scheduler.share.yields = yields
+
+    def idle(self) -> bool:
+        """Whether nothing waits or runs here, nor on the device, if it's shared."""
+        share = self._scheduler.share
+        return not self._running and not self._queue.rows and (share is None or share.idle())
 
     def rerun(self, tickets: list[Ticket], lane: Lane) -> None:
         """Run tickets whose lane was lost in another. The supervisor's, as are `fail` to `overdue`."""
@@ -270,7 +307,7 @@ class Engine:
     async def drain(self) -> None:
         """Refuse new requests and wait until all that wait have been answered."""
         self._open = False
-        while self._running or self._queue.rows or self.supervisor.busy:
+        while self._running or self._queue.rows or self.supervisor.busy or (self.tap is not None and self.tap.busy):
             await asyncio.sleep(DRAIN_POLL)
 
     def abandon(self) -> None:

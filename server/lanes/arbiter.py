@@ -20,9 +20,10 @@ TINY = 1e-9
 
 
 class Share:
-    """One model's place on a device. `on_turn` is called when one that was refused may run: it starts a run and says True, or has none."""
+    """One model's place on a device. `on_turn` is called when one that was refused may run: it starts a run and says True, or has none.
+    `yields`: its runs may wait, so that nobody leaves slots free for them."""
 
-    __slots__ = ("_device", "backlogged", "deficit", "on_turn", "ran", "running", "seconds", "used", "waiting", "width")
+    __slots__ = ("_device", "backlogged", "deficit", "on_turn", "ran", "running", "seconds", "used", "waiting", "width", "yields")
 
     def __init__(self, device: Device, width: float, on_turn: Callable[[], bool]) -> None:
         self._device = device
@@ -35,6 +36,7 @@ class Share:
         self.deficit = 0.0
         self.used = 0.0
         self.ran = -math.inf
+        self.yields = False
 
     def take(self, now: float) -> bool:
         """Whether a run may start: then it has its slots until `give`. Else `on_turn` is called once it may."""
@@ -68,6 +70,10 @@ class Share:
     def use(self, now: float) -> float:
         """Slots that it used of late, on average."""
         return self.used * math.exp((self.ran - now) / ACTIVE) / ACTIVE
+
+    def idle(self) -> bool:
+        """Whether nothing runs on the device, nor waits for it."""
+        return not any(share.running or share.waiting for share in self._device.shares)
 
     def leave(self, now: float) -> None:
         """The model is gone, its runs with it."""
@@ -119,7 +125,7 @@ class Device:
     def quiet(self, share: Share, now: float) -> bool:
         """Whether no other model waits, runs or ran a moment ago."""
         others = [other for other in self.shares if other is not share]
-        return not any(other.waiting or other.running or now - other.ran < ACTIVE for other in others)
+        return not any(other.waiting or other.running or (now - other.ran < ACTIVE and not other.yields) for other in others)
 
     def dispatch(self, now: float) -> None:
         """Start what may run of those that wait. Somebody who waits for slots to come free isn't overtaken by who needs fewer."""
@@ -162,7 +168,7 @@ class Device:
     def _may_come(self, other: Share, seconds: float, now: float) -> bool:
         """Whether that neighbour, which uses less than its fair share, may want to run at any time and would suffer from a run of so
         many seconds."""
-        if other.running or other.backlogged or now - other.ran > ACTIVE:
+        if other.yields or other.running or other.backlogged or now - other.ran > ACTIVE:
             return False
         if 0.0 < seconds <= PATIENCE * other.seconds:  # 0: it hasn't run yet, so nobody knows
             return False

@@ -139,6 +139,25 @@ def test_what_is_kept_for_a_neighbour_is_used_when_it_has_gone_quiet() -> None:
     assert saturating.busy >= 2 * 60.0 - ACTIVE - 1.0
 
 
+def test_no_slots_are_kept_for_one_that_yields() -> None:
+    device = Device(2.0)
+    busy, quiet = device.join(1.0, lambda: True), device.join(1.0, lambda: True)
+    for share, seconds in ((quiet, 0.001), (busy, 0.1)):
+        assert share.take(0.0)
+        share.give(seconds, 0.0, more=False)
+    assert not device.quiet(busy, 0.1)
+    assert busy.take(0.1)
+    assert not busy.take(0.1), "the other slot is the quiet neighbour's"
+    quiet.yields = True
+    assert device.quiet(busy, 0.1)
+    device.dispatch(0.1)
+    assert busy.running == 2
+    assert not quiet.idle()
+    busy.give(0.1, 0.2, more=False)
+    busy.give(0.1, 0.2, more=False)
+    assert quiet.idle()
+
+
 def test_a_gpu_runs_one_model_at_a_time_in_all_its_lanes() -> None:
     device = Arbiter(8).device("cuda:0")
     models = [Model(0.02, lanes=2, width=0.5), Model(0.02, lanes=2, width=0.5)]

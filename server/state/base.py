@@ -53,6 +53,10 @@ class StateStore(Protocol):
         it's kept."""
         ...
 
+    def put(self, room: str, key: str, document: Document) -> None:
+        """Put a document in the place of what was there and log nothing: for what is noted again and again."""
+        ...
+
     def append(self, event: Event) -> Event:
         """Log an event; as it is kept: with its number, and its texts cut."""
         ...

@@ -34,6 +34,10 @@ class MemoryState:
                 self._rooms.setdefault(room, {})[key] = dict(document)
             return self._log(event)
 
+    def put(self, room: str, key: str, document: Document) -> None:
+        with self._open():
+            self._rooms.setdefault(room, {})[key] = dict(document)
+
     def append(self, event: Event) -> Event:
         with self._open():
             return self._log(event)

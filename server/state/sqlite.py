@@ -64,6 +64,10 @@ class SqliteState:
                 connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", values)
             return self._log(connection, event)
 
+    def put(self, room: str, key: str, document: Document) -> None:
+        with self._changing() as connection:
+            connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (room, key, orjson.dumps(dict(document))))
+
     def append(self, event: Event) -> Event:
         with self._changing() as connection:
             return self._log(connection, event)

@@ -1,1 +1,1 @@
-"""Which versions answer, from what was said about it: weights, and the experiments that move them."""
+"""Which version of a model answers, by weights and rules: canaries, experiments, shadows, and what they are judged by."""

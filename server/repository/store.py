@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from server.errors import ConfigError, ModelDefect
 from server.repository.configs.pbtxt import PBTXT_NAME
@@ -24,7 +23,6 @@ from server.repository.model_config import CONFIG_NAME, ModelConfig, Versions
 from server.repository.model_values import VERSION_PATTERN
 
 IGNORED = frozenset({"lost+found"})  # what a file system puts at its own top
-NONE_ALSO: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
 _VERSION = re.compile(VERSION_PATTERN)
 
@@ -65,12 +63,12 @@ class Listing:
 
 
 class Store:
-    """A repository folder. Nothing is kept between two looks. `also` are versions that are offered whatever a model's policy says."""
+    """A repository folder. Nothing is kept between two looks. `also`: by model, versions that are offered whatever its policy says."""
 
-    def __init__(self, root: Path, also: Mapping[str, tuple[str, ...]] = NONE_ALSO) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
+        self.also: Mapping[str, tuple[str, ...]] = {}
         self._home = root
-        self._also = also
 
     def scan(self) -> Listing:
         """All that is there now. Raises ConfigError where the folder itself isn't readable."""
@@ -123,7 +121,7 @@ class Store:
             warnings = passed_over(folder)
         except ModelDefect as error:
             return Entry(name, folder, ()), [Problem(name, version, str(error)) for version in versions or ("",)]
-        offered = sorted({*_offered(versions, config.versions), *config.routing.versions, *self._also.get(name, ())}, key=int)
+        offered = sorted({*_offered(versions, config.versions), *config.routing.versions, *self.also.get(name, ())}, key=int)
         problems += [
             Problem(name, version, f"{folder / version}: no such folder, but {_namer(version, config)} names it")
             for version in offered

@@ -49,6 +49,10 @@ class Router:
                 return Route(front, entry.version, "version" if version else "latest")
         raise self._refusal(model, version, entry)
 
+    def headers(self) -> dict[str, str]:
+        """By model: the header that its requests' sticky key stands in."""
+        return {model: traffic.header for model, traffic in self.traffic.items() if traffic.header}
+
     def share_out(self, request: InferRequest, traffic: Traffic) -> Route:
         """Who answers a request that names no version, of a model whose requests are shared out: from here on it names one. Raises as
         `route` does."""

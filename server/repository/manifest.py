@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import Final, Literal
@@ -275,6 +276,16 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file as hex, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def processor() -> str:
+    """This machine's processor, as manifests name a device."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"cpu ({model})"
 
 
 if __name__ == "__main__":

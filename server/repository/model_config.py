@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from server.config import VERSION, Bytes, Seconds, Timeout
 from server.documents import Document
+from server.repository.declare.precision import Precision
 from server.repository.declare.routing import Routing
 from server.repository.declare.sections import Cache, PythonCode, SequenceConfig, Steps
 from server.repository.emulation import Emulate
@@ -32,7 +33,6 @@ NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
         (): ("recording", "signature"),
         ("routing",): ("shadow",),
-        ("precision",): ("policy", "ladder", "guard"),
     }
 )
 """Keys of the design that no part of this release acts on, by the section they stand in."""
@@ -121,12 +121,6 @@ class Queue(_Section):
             name: {"weight": said} if isinstance(said, int | float) and not isinstance(said, bool) else said
             for name, said in tenants.items()
         }
-
-
-class Precision(_Section):
-    """Which variant of a version answers."""
-
-    active: str | None = Field(default=None, max_length=32, description="A precision of the manifest; default fp32, else its first.")
 
 
 class Versions(_Section):

@@ -175,17 +175,14 @@ class Alone:
 
 def as_counts(evidence: Evidence) -> dict[str, tuple[int, int, int]]:
     """Evidence as a tally's cells. What is counted with blocks of another width are other cells."""
-    return {
-        BETWEEN.join((str(evidence.width), cell.metric, repr(float(cell.stratum)), str(cell.block), cell.arm.value)): (
-            sums.n,
-            sums.total,
-            sums.squares,
-        )
-        for cell, sums in evidence.cells.items()
-    }
+    return {_name(evidence.width, cell): (sums.n, sums.total, sums.squares) for cell, sums in evidence.cells.items()}
 
 
 def cell_of(name: str) -> tuple[int, Cell]:
     """The width and the cell of a tally's cell."""
     width, metric, stratum, block, arm = name.split(BETWEEN)
     return int(width), Cell(metric, float(stratum), int(block), Arm(arm))
+
+
+def _name(width: int, cell: Cell) -> str:
+    return BETWEEN.join((str(width), cell.metric, repr(float(cell.stratum)), str(cell.block), cell.arm.value))

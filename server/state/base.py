@@ -81,6 +81,10 @@ class StateStore(Protocol):
         it's kept."""
         ...
 
+    def put(self, room: str, key: str, document: Document) -> None:
+        """Put a document in the place of what was there and log nothing: for what is noted again and again."""
+        ...
+
     def swap(self, swap: Swap, event: Event, fence: Fence | None = None) -> Event:
         """As `write`, where the document still is what it was. Raises Superseded where it isn't, or where the fence's lease was taken by
         another (only a store that many servers share looks at it)."""

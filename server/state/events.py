@@ -61,6 +61,10 @@ class Events:
         """Keep a document (None: take it away) and log why, then tell. Raises Unavailable, and nothing changed."""
         return await self._run(partial(self._store.write, room, key, document, event), self._told)
 
+    async def put(self, room: str, key: str, document: Document) -> None:
+        """Keep a document, and tell nobody. Raises Unavailable."""
+        await self._run(partial(self._store.put, room, key, document))
+
     async def swap(self, swap: Swap, event: Event, fence: Fence | None = None) -> Event:
         """As `write`, where the document still is what it was. Raises Unavailable, and Superseded where another changed it."""
         return await self._run(partial(self._store.swap, swap, event, fence), self._told)

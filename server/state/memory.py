@@ -69,6 +69,10 @@ class MemoryState:
         with self._open():
             self._tallies.pop(tally, None)
 
+    def put(self, room: str, key: str, document: Document) -> None:
+        with self._open():
+            self._rooms.setdefault(room, {})[key] = dict(document)
+
     def append(self, event: Event) -> Event:
         with self._open():
             return self._log(event)

@@ -72,6 +72,10 @@ class SqliteState:
             _put(connection, room, key, document)
             return self._log(connection, event)
 
+    def put(self, room: str, key: str, document: Document) -> None:
+        with self._changing() as connection:
+            _put(connection, room, key, document)
+
     def swap(self, swap: Swap, event: Event, fence: Fence | None = None) -> Event:
         room, key, was, document = swap
         with self._changing() as connection:

@@ -43,7 +43,7 @@ PROTOCOLS = {
     "server.backends.base:Streaming": {"stream"},
     "server.lanes.base:Lane": {"kind", "name", "depth", "inputs", "outputs", "buffer", "submit", "successor", "watch", "renew", "close"},
     "server.messages:CancelHandle": {"cancel"},
-    "server.state.base:StateStore": {"read", "write", "append", "events", "close"},
+    "server.state.base:StateStore": {"read", "put", "write", "append", "events", "close"},
 }
 
 

@@ -37,6 +37,14 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         store.close()
 
 
+def test_a_document_can_be_put_without_an_event(make: Make) -> None:
+    store = make()
+    store.put("trials", "m", {"step": 1})
+    store.put("trials", "m", {"step": 2})
+    assert store.read("trials") == {"m": {"step": 2}}
+    assert not store.events()
+
+
 def test_documents_are_kept_by_room_and_key(make: Make) -> None:
     store = make()
     assert store.read("precision") == {}

@@ -31,6 +31,9 @@ PURE = {
     "server.router.experiment",
     "server.precision.ladder",
     "server.precision.drift",
+    "server.precision.guard.inputs",
+    "server.precision.guard.record",
+    "server.precision.guard.sampling",
     "server.precision.variants",
     "monitor.evaluator",
 }

@@ -220,6 +220,5 @@ async def test_the_budget_of_device_time_wins(tmp_path: Path, budget: float) -> 
             await until(lambda: loop.time() - begun > 0.5, int8)
         took = loop.time() - begun
         assert guard.counts.samples > 0
-        assert guard.waiting.passed > 0
         longest = 0.05  # one replay more than it may, at the most
         assert guard.pacer.seconds <= budget * took + longest

@@ -282,7 +282,8 @@ class Engine:
         if self._scheduler.share is not None:
             self._scheduler.share.yields = yields
 
-    def idle(self) -> bool:
+    @property
+    def device_idle(self) -> bool:
         """Whether nothing waits or runs here, nor on the device, if it's shared."""
         share = self._scheduler.share
         return not self._running and not self._queue.rows and (share is None or share.idle())

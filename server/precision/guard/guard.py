@@ -169,8 +169,8 @@ class Guard:
         engine = await self.reference.summon(urgent=False)
         if engine is None:
             return self._pause(self.reference.why or "FP32 isn't there")
-        busy = self._engine is not None and not self._engine.idle()
-        most = self.pacer.may(monotonic(), self._cost, idle=engine.idle() and not busy)
+        busy = self._engine is not None and not self._engine.device_idle
+        most = self.pacer.may(monotonic(), self._cost, idle=engine.device_idle and not busy)
         samples = self.waiting.take(most)
         if not samples:
             return PACE

@@ -14,12 +14,12 @@ import orjson
 
 from server.config import Settings
 from server.control.dials import Dials
+from server.control.routing.splits import Splits
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
-from server.edges.admin import add_admin
-from server.edges.extensions.admission import add_admission
+from server.edges.admin.routes import add_admin
+from server.edges.admin.weights import add_weights
 from server.edges.extensions.configuration import add_configuration
-from server.edges.extensions.events import add_events
 from server.edges.extensions.generate import add_generate
 from server.edges.extensions.repository import add_repository
 from server.edges.extensions.settings import add_settings
@@ -40,7 +40,6 @@ from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
 from server.regions import RegionLimits, Regions
-from server.repository.store import Store
 from server.router.router import Router
 from server.router.table import ServingTable
 from server.state.changes import Changes, events_of
@@ -73,9 +72,11 @@ class App:
         lending = Lending(self.regions, partial(self.gate.check, operation=Operation.SHARED_MEMORY), settings.limits.inflight_bytes)
         self.dials = Dials(settings, self.journal, self.router)
         self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording, self.dials.tracer)
-        self.control = ControlPlane(settings, Store(settings.repository), self.table, self.recorder, self.journal, self.dataplane.step)
         self.events = events_of(settings)
-        self.control.changes = changes = Changes(self.events, self.journal)
+        changes = Changes(self.events, self.journal)
+        self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
+        self.splits = Splits(self.table, self.router, self.events, self.journal)
+        self.control.share_out_by(self.splits)
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -84,15 +85,15 @@ class App:
         self.edge = InferEdge(self.dataplane, self.gate, _edge_limits(settings), loop, self._worker, layouts)
         statistics = partial(model_statistics, self.router, self.recorder)
         rest = build_rest(settings, self.gate, self.router, self.ready, statistics)
-        add_admin(rest, self.gate, self.recorder.ring, self.control)
-        add_admission(rest, self.gate, self.control, changes)
-        add_events(rest, self.gate, self.events)
+        add_admin(rest, self.gate, self.recorder.ring, self.control, changes)
         add_configuration(rest, self.gate, self.router)
         add_shared_memory(rest, self.gate, self.regions)
         add_generate(rest, self.edge)
         add_repository(rest, self.gate, self.control)
         add_settings(rest, self.gate, self.dials)
+        add_weights(rest, self.gate, self.splits)
         self.http = HttpServer(settings, rest, self.edge)
+        self.router.on_steer = lambda: self.http.look_for(self.router.headers())
         servicer = Servicer(
             *(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready),
             *(statistics, self.dials, self.regions),
@@ -132,6 +133,7 @@ class App:
         if (sender := self.dials.sender) is not None:
             self.recorder.gauge("tidegate_traces_dropped_total", {}, lambda: float(sender.dropped))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
+        await self.splits.restore()
         await self.control.load_all()
 
     def ready_line(self) -> str:

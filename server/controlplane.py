@@ -1,8 +1,7 @@
 """Loads and unloads model versions and says what is there.
 
-Loads run one at a time in a thread of their own; serving goes on beside them. A version that is loaded again is opened beside the one
-that serves and takes its place at once; then the old one answers what it took and is closed. One that can't be loaded changes nothing
-but the index, which says why. Who asks for loads is `model_control`: nobody (none), the files (poll) or clients (explicit).
+Loads run one at a time in a thread of their own; serving goes on beside them. One that can't be loaded changes nothing but the index,
+which says why. Who asks for loads is `model_control`: nobody (none), the files (poll) or clients (explicit).
 """
 
 from __future__ import annotations
@@ -12,33 +11,25 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 from types import MappingProxyType
 from typing import Any
-from weakref import WeakValueDictionary
 
 from server.config import Settings
-from server.control.admissions import Admissions
-from server.control.ensembles import Ensembles
-from server.control.loading import Loader
-from server.control.notices import Notices
-from server.control.overrides import Override, Overrides, Wish
-from server.control.precisions import Precisions, not_switched, switched
-from server.control.serving import Serving
+from server.control.overrides import Wish
+from server.control.precision.switching import ASKED, Switching
+from server.control.routing.splits import Splits
+from server.control.versions import NOT_LOADED, UNLOADED, Versions
 from server.ensemble import Start
 from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
-from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
-from server.repository.configs.reading import Values
-from server.repository.marks import Mark, Watcher, mark_of
-from server.repository.store import Entry, Listing, Store, paths_below
-from server.router.table import ServedVersion, ServingTable, State
+from server.repository.marks import Watcher
+from server.repository.store import Store
+from server.router.table import ServingTable, State
 from server.state.changes import Changes
 
 EVERY_MODEL = "*"
 NO_FILES: Mapping[str, bytes] = MappingProxyType({})
-NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +43,22 @@ class IndexRow:
 
 
 class ControlPlane:
-    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal, start: Start) -> None:
-        """`start` runs an ensemble's steps."""
+    def __init__(
+        self, settings: Settings, table: ServingTable, recorder: Recorder, journal: Journal, changes: Changes, start: Start
+    ) -> None:
+        """`changes` is where to write down what changes, `start` runs an ensemble's steps."""
         self._settings = settings
-        self._store = store
+        self._store = Store(settings.repository)
         self._table = table
-        self._recorder = recorder
         self._journal = journal
-        self._loader = Loader(settings)
-        self._notices = Notices(table, recorder, journal, paths_below(settings.repository))
-        self.precisions = Precisions(table)
-        self.admissions = Admissions(table)
-        self._serving = Serving(table, recorder, journal)
-        self._ensembles = Ensembles(table, recorder, journal, start)
-        self._overrides = Overrides(upload="upload" in settings.allow)
-        self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
+        self._versions = Versions(settings, self._store, table, recorder, journal, start)
+        self._loader, self._notices = self._versions.loader, self._versions.notices
+        self._overrides, self._ensembles = self._versions.overrides, self._versions.ensembles
+        self.precisions, self.admissions = self._versions.precisions, self._versions.admissions
+        self._switching = Switching(self._versions, journal, changes)
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._work: set[asyncio.Task[None]] = set()
         self.loaded = False
-        self.changes: Changes | None = None  # where to write down what changes; nowhere without
 
     async def load_all(self) -> None:
         """Load what `model_control` says. A model that can't be served is listed with its reason; the others serve."""
@@ -83,11 +70,11 @@ class ControlPlane:
             self._notices.unavailable(name, "", f"no such model: expected the folder {self._settings.repository / name}")
         for entry in listing.entries:
             for version in entry.versions:
-                self._list(entry.name, version, entry.name in self._wanted)
+                self._versions.announce(entry.name, version, entry.name in self._wanted)
         due = [name for name in names if name in self._wanted]
         for name in due:  # which grows by an ensemble's parts
-            async with self._lock(name):
-                await self._apply(name, listing.of(name))
+            async with self._versions.lock(name):
+                await self._versions.apply(name, listing.of(name))
             parts = [part for part in self._parts(name) if part in names and part not in self._wanted]
             self._wanted.update(parts)
             due += parts
@@ -108,23 +95,19 @@ class ControlPlane:
                 await self._follow(name)
 
     async def _follow(self, name: str) -> None:
-        async with self._lock(name):
+        async with self._versions.lock(name):
             listing = await self._loader.run(self._store.find, name)
             if listing.entries or listing.problems:
                 self._wanted.add(name)
-                await self._apply(name, listing)
+                await self._versions.apply(name, listing)
                 return
             self._wanted.discard(name)
             for served in self._table.versions(name):
-                await self._take_down(served, forget=True)
+                await self._versions.take_down(served, forget=True)
 
     def _wanted_of(self, names: list[str]) -> list[str]:
         wish = self._settings.load_model
         return names if self._settings.model_control != "explicit" or EVERY_MODEL in wish else list(wish)
-
-    def _list(self, name: str, version: str, wanted: bool) -> None:
-        state, reason = (State.LOADING, "") if wanted else (State.UNAVAILABLE, NOT_LOADED)
-        self._table.put(ServedVersion(name, version, state, reason))
 
     async def load(self, name: str, config: str | None = None, files: Mapping[str, bytes] = NO_FILES) -> None:
         """Load a model as its files are now, or load it again where they changed, and return once it serves. `config` is a ModelConfig
@@ -156,12 +139,12 @@ class ControlPlane:
             )
 
     async def _load_model(self, name: str, wish: Wish) -> None:
-        async with self._lock(name):
-            override, listing = await self._find(name, wish)
+        async with self._versions.lock(name):
+            override, listing = await self._versions.find(name, wish)
             if not listing.entries and not listing.problems:
                 raise NotFound(f"failed to load '{name[:255]}', failed to poll from model repository: there is no such model")
             self._wanted.add(name)
-            faults = await self._apply(name, listing)
+            faults = await self._versions.apply(name, listing)
             await self._loader.run(partial(self._overrides.settle, name, override, serves=not faults))
         for part in self._parts(name):
             if part not in self._wanted:
@@ -173,119 +156,41 @@ class ControlPlane:
             told = "; ".join(f"version {version or 'any'} is at UNAVAILABLE state: {reason}" for version, reason in faults.items())
             raise ModelDefect(f"failed to load '{name}', {told}")
 
-    async def _find(self, name: str, wish: Wish) -> tuple[Override, Listing]:
-        """What is to hold for a model, and the model with that. Raises Unavailable."""
-        override = await self._loader.run(self._overrides.kept, name, wish)
-        store = Store(override.place) if override.place else self._store
-        try:
-            return override, await self._loader.run(store.find, name, override.values)
-        except ConfigError as error:
-            self._journal.lifecycle("repository_not_readable", level="warning", reason=str(error))
-            raise Unavailable(f"failed to load '{name[:255]}': the model repository can't be read now") from error
-
     async def _unload_model(self, name: str) -> None:
-        async with self._lock(name):
+        async with self._versions.lock(name):
             if not self._table.versions(name):
                 raise NotFound(f"failed to unload '{name[:255]}': there is no such model")
             self._wanted.discard(name)
             for served in self._table.versions(name):
-                await self._take_down(served)
+                await self._versions.take_down(served)
             self.precisions.forget(name)
             await self._loader.run(self._overrides.forget, name)
 
-    async def switch(self, name: str, precision: str | None, who: str = "") -> None:
+    async def switch(self, name: str, precision: str | None, who: str = "", why: str = ASKED) -> None:
         """Serve a model in another precision, None for what model.yaml says: each version is opened beside the one that serves, warmed up,
         and takes its place between two batches. It holds until it's cleared or the model is unloaded.
 
         Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch.
         """
-        await self._to_its_end(self._switch(name, precision, who))
+        await self._to_its_end(self._switching.switch(name, precision, who, why))
 
-    async def _switch(self, name: str, precision: str | None, who: str) -> None:
-        turn = self.precisions.ask(name)
-        async with self._lock(name):
-            self.precisions.check_newest(name, turn, precision)
-            rows, before = self.precisions.checked(name, precision), self.precisions.chosen(name)
-            _, listing = await self._find(name, Wish())
-            self.precisions.choose(name, precision)
-            faults = await self._apply(name, listing)
-            if faults:
-                self.precisions.choose(name, before)
-                await self._apply(name, listing)  # those versions that had switched, back
-                raise not_switched(name, rows, precision, faults)
-            now = [row.active for row in self.precisions.rows(name)]
-            if self.changes is not None:
-                await self.changes.note(switched(name, rows, now, who))
-            self._journal.lifecycle("precision_switched", model=name, before=[row.active for row in rows], now=now)
+    def share_out_by(self, splits: Splits) -> None:
+        """Have `splits` told of what models' configurations say, and the versions that it names loaded."""
+        self._store.also, self._versions.declare, splits.load = splits.also, splits.declare, self.refresh
+
+    async def refresh(self, name: str) -> None:
+        """Serve what is offered of a model now. What can't be served says so in the index. Raises Unavailable."""
+        await self._to_its_end(self._refresh(name))
+
+    async def _refresh(self, name: str) -> None:
+        async with self._versions.lock(name):
+            _, listing = await self._versions.find(name, Wish())
+            await self._versions.apply(name, listing)
 
     def _parts(self, name: str) -> list[str]:
         """The models that an ensemble is made of, none of another model's."""
         ensembles = (served.config.ensemble for served in self._table.versions(name))
         return sorted({step.model for ensemble in ensembles if ensemble is not None for step in ensemble.steps})
-
-    async def _apply(self, name: str, listing: Listing) -> dict[str, str]:
-        """Serve what the repository offers of one model, then take down what it no longer does; version → reason of what can't be served.
-        What is no longer offered goes on until something else serves."""
-        faults = {problem.version: self._notices.fault(name, problem.version, problem.reason) for problem in listing.problems}
-        offered = [(self.precisions.over(entry), version) for entry in listing.entries for version in entry.versions]
-        for entry in listing.entries:
-            for warning in entry.warnings:
-                self._journal.lifecycle("configuration_passed_over", level="warning", model=name, reason=warning)
-        for entry, version in offered:
-            if reason := await self._load(entry, version):
-                faults[version] = reason
-        if not faults or any(self._serves(name, version) for _, version in offered):
-            kept = {version for _, version in offered} | faults.keys()
-            for served in self._table.versions(name):
-                if served.version not in kept:
-                    await self._take_down(served, forget=True)
-        return faults
-
-    def _serves(self, name: str, version: str) -> bool:
-        served = self._table.version(name, version)
-        return served is not None and served.serving is not None
-
-    async def _load(self, entry: Entry, version: str) -> str:
-        """Why a version can't be served as its files are now, "" once it is."""
-        mark = entry.over, await self._loader.run(mark_of, entry.path, version)
-        old = self._table.version(entry.name, version)
-        gone = old.serving if old is not None else None
-        if old is not None and gone is not None and self._marks.get((entry.name, version)) == mark:
-            old.reason = old.note
-            return ""
-        if gone is None:
-            self._list(entry.name, version, wanted=True)
-        try:
-            loadable, opened = await self._loader.open(entry, version)
-        except ModelDefect as error:
-            return self._notices.fault(entry.name, version, str(error))
-        if gone is not None and gone.key.precision != loadable.spec.precision:
-            self._recorder.close(gone.key)  # its labels end with it
-        self._marks[entry.name, version] = mark
-        if opened is None:
-            self._ensembles.add(loadable)
-        else:
-            unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
-            self._notices.ready(served := self._serving.serve(loadable, opened, unpadded))
-            self.admissions.renew(served)
-        if old is not None and gone is not None:
-            await self._loader.retire(old, self._settings.drain_timeout)
-        return ""
-
-    async def _take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
-        """Stop serving a version in order; `forget` takes it out of the index too."""
-        front = served.serving
-        if front is not None:
-            self._table.put(ServedVersion(served.model, served.version, State.UNLOADING, platform=served.platform, leaving=served))
-            await self._loader.retire(served, self._settings.drain_timeout)
-            self._recorder.close(front.key)
-            self._recorder.ring.routing((monotonic(), served.model, served.version, UNLOADED))
-            self._journal.lifecycle("model_unloaded", model=served.model, version=served.version)
-        self._marks.pop((served.model, served.version), None)
-        if forget or not served.version:
-            self._table.remove(served.model, served.version)
-        else:
-            self._table.put(ServedVersion(served.model, served.version, State.UNAVAILABLE, UNLOADED))
 
     async def look(self) -> None:
         """Bring models into the index that came into the repository since the last look, and take out those that never were loaded and
@@ -302,7 +207,7 @@ class ControlPlane:
                 self._table.remove(served.model, served.version)
         for name, version in there:
             if not self._table.versions(name):
-                self._list(name, version, wanted=False)
+                self._versions.announce(name, version, wanted=False)
 
     def index(self, only_ready: bool = False) -> list[IndexRow]:
         """What the repository holds and how each version is."""
@@ -317,10 +222,6 @@ class ControlPlane:
         if rule == "any":
             return any(self._table.default(name) for name in self._table.names()) or not self._wanted
         return all(self._table.default(name) is not None for name in (self._wanted if rule == "all" else rule))
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        """Held while a model is changed, so that two who ask at once have it done one after the other."""
-        return self._locks.setdefault(name, asyncio.Lock())
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for `work`, which goes on where whoever asked goes away."""

@@ -41,9 +41,11 @@ class Document:
         return f"{self.path}:{self.lines.get(key, 1)}"
 
     def error(self, key: KeyPath, message: str) -> TidegateError:
-        """The error for what is wrong at `key`, to be raised by the caller."""
-        name = ".".join(str(part) for part in key)
-        return self.raising(f"{self.where(key)}: {name}: {message}" if name else f"{self.where(key)}: {message}")
+        """The error for what is wrong at `key`, to be raised by the caller. A section that is at odds with itself names the key that is
+        meant, first in its message: that one's line is told."""
+        name, meant = ".".join(str(part) for part in key), (*key, message.partition(":")[0])
+        where = self.where(meant if meant in self.lines else key)
+        return self.raising(f"{where}: {name}: {message}" if name else f"{where}: {message}")
 
     def read_as(self, model: type[M]) -> M:
         """The document as `model`. Raises `raising` with file, line, key and, for an unknown word, the nearest right one."""

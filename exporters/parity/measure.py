@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from exporters.sources.pytorch import Sample
 from server.backends.base import Backend
 from server.errors import BackendFailure, InvalidRequest
 from server.numerics import Distance, distance, merged
+from server.repository.manifest import processor
 from server.tensors import Tensor
 
 TIMED_ROWS = (1, 8, 32)
@@ -61,12 +60,7 @@ def threads() -> int:
 
 def device() -> str:
     """This machine's processor, for the manifest."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"cpu ({model})"
+    return processor()
 
 
 def _rounds(backends: Sequence[Backend], inputs: Mapping[str, Tensor], rows: int) -> list[list[float]]:

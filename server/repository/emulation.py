@@ -21,12 +21,21 @@ class Emulate(BaseModel):
     table: str = Field(default="t4", max_length=255, description="Published latencies: t4, or a .yaml file of that form beside model.yaml.")
     model: str = Field(max_length=128, description="A model of the table.")
     precision: str = Field(default="fp32", max_length=32, description="One of that model's precisions in the table.")
+    precisions: tuple[str, ...] = Field(
+        default=(), max_length=8, description="Those of them that the version has, where it's more than one; default `precision` alone."
+    )
     seed: int = Field(default=1, ge=0, le=2**32 - 1, description="Of the noise.")
     noise: bool = Field(default=True, description="Whether run times vary as the table's noise says.")
 
-    def options(self, table: Path) -> Mapping[str, Any]:
-        """What the backend is opened with, by the table's whole path."""
-        return {**self.model_dump(), "table": str(table)}
+    @property
+    def have(self) -> tuple[str, ...]:
+        """The version's precisions, that first which serves unless another is asked for."""
+        first = self.precision if "precision" in self.model_fields_set or not self.precisions else self.precisions[0]
+        return first, *(name for name in self.precisions if name != first)
+
+    def options(self, table: Path, precision: str) -> Mapping[str, Any]:
+        """What the backend is opened with for one of its precisions, by the table's whole path."""
+        return {**self.model_dump(exclude={"precisions"}), "precision": precision, "table": str(table)}
 
 
 def note(curve: Curve) -> str:
@@ -43,10 +52,10 @@ def table_of(document: Document, emulate: Emulate) -> Path:
         raise document.error(("emulate", "table"), str(error)) from error
 
 
-def curve_of(document: Document, emulate: Emulate, table: Path) -> Curve:
-    """The figures that `emulate` names. Raises ModelDefect with the line in model.yaml, and that in the table."""
+def curves_of(document: Document, emulate: Emulate, table: Path) -> dict[str, Curve]:
+    """The figures that `emulate` names, by precision. Raises ModelDefect with the line in model.yaml, and that in the table."""
     found = read_table(table, ModelDefect)
     try:
-        return found.curve(emulate.model, emulate.precision)
+        return {precision: found.curve(emulate.model, precision) for precision in emulate.have}
     except ModelDefect as error:
         raise document.error(("emulate",), str(error)) from error

@@ -13,6 +13,7 @@ from server.backends.registry import DEFAULT, EMULATED, PYTHON, PYTORCH, TENSORR
 from server.config import Settings
 from server.errors import ModelDefect
 from server.repository.configs.reading import config_path, read_model_config, said_wrong
+from server.repository.declare.expected import Expected, check_precisions, measured
 from server.repository.declare.fileless import emulated, ensemble, python
 from server.repository.declare.said import (
     Loadable,
@@ -57,6 +58,7 @@ class _Found:
     declared: tuple[Sequence[Value], Sequence[Value]]
     options: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
+    expected: Expected = field(default_factory=dict)
 
 
 def describe(entry: Entry, version: str, settings: Settings) -> Loadable:
@@ -103,23 +105,26 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     check_state(entry.path, config, *found.declared)
     padding = padding_of(entry.path, config, *found.declared)
     trusted = manifest is not None or bool(axes_said(config))
-    return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note)
+    return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note, expected=found.expected)
 
 
 def _proved(entry: Entry, folder: Path, config: ModelConfig, manifest: Manifest, device: str) -> _Found:
     """The variant to serve: as a TensorRT engine where there's one that fits the device, else as ONNX, saying why."""
     plain = _choose(manifest, folder, config, device)
+    here = [each.precision for each in manifest.variants if each.engine is None and _runs_on(each, device)]
+    check_precisions(entry, config, list(dict.fromkeys(here)), f"{folder / MANIFEST_NAME} for {device}")
+    expected = {precision: seconds for precision, seconds in measured(manifest, device).items() if precision in here}
     if device == "cpu" or config.backend == DEFAULT:
-        return _exported(entry, folder, config, plain)
+        return replace(_exported(entry, folder, config, plain), expected=expected)
     engine, why = engine_for(manifest, plain.precision, device, config.batching.max_rows)
     if engine is None and config.backend == TENSORRT:
         raise ModelDefect(f"{config_path(entry.path)}: backend: {TENSORRT!r}: {why or f'{folder / MANIFEST_NAME} has no engine'}")
-    return replace(_exported(entry, folder, config, engine or plain), note=why)
+    return replace(_exported(entry, folder, config, engine or plain), note=why, expected=expected)
 
 
 def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) -> Variant:
     """The variant in ONNX that model.yaml asks for, else FP32, else the first; of those that run on the device."""
-    where, wanted = folder / MANIFEST_NAME, config.precision.active
+    where, wanted = folder / MANIFEST_NAME, config.precision.first
     named = [variant for variant in manifest.variants if wanted in (None, variant.precision) and variant.engine is None]
     if not named:
         have = ", ".join(variant.precision for variant in manifest.variants)
@@ -185,9 +190,10 @@ def _bare(entry: Entry, folder: Path, config: ModelConfig) -> _Found:
     path = checked_file(entry, folder / name)
     file = read_onnx(path)
     check_external(path, file.external)
-    if config.precision.active not in (None, file.precision):
+    if config.precision.active not in (None, file.precision):  # the message that says what to do
         said = f"{config_path(entry.path)}: precision.active: {config.precision.active!r}"
         raise ModelDefect(f"{said}, but {path} is {file.precision}; `tidegate export` makes other precisions of it")
+    check_precisions(entry, config, [file.precision], path)
     check_names(entry, "inputs", config.inputs, [value.name for value in file.inputs])
     check_names(entry, "outputs", config.outputs, [value.name for value in file.outputs])
     inputs = [said_value(value, config.inputs) for value in file.inputs]
@@ -207,4 +213,4 @@ def _traced(entry: Entry, path: Path, config: ModelConfig) -> _Found:
         raise ModelDefect(f"{config_path(entry.path)}: backend: {config.backend!r}, but {path} is for {PYTORCH!r}")
     specs = [specs_said(entry, section, said) for section, said in (("inputs", config.inputs), ("outputs", config.outputs))]
     declared = declared_values(specs[0], ()), declared_values(specs[1], ())
-    return _Found(path, config.precision.active or "fp32", PYTORCH, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], declared)
+    return _Found(path, config.precision.first or "fp32", PYTORCH, BARE_OPTIMIZATION_LEVEL, specs[0], specs[1], declared)

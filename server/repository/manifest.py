@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import Final, Literal
@@ -94,6 +95,15 @@ class Latency(_Part):
     runtime: str
     threads: int
     seconds: dict[int, float]
+
+
+class Memory(_Part):
+    """Bytes that a process of its own held at most while it served the variant: `peak` from its start through runs of `rows` rows,
+    `bare` before it opened the file (Python and the runtime)."""
+
+    rows: int
+    bare: int
+    peak: int
 
 
 class InputStatistics(_Part):
@@ -184,6 +194,7 @@ class Variant(_Part):
     outputs: tuple[TensorEntry, ...]
     parity: Parity
     latency: Latency | None = None
+    memory: Memory | None = None
     engine: Engine | None = None
 
 
@@ -265,6 +276,16 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file as hex, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def processor() -> str:
+    """This machine's processor, as manifests name a device."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"cpu ({model})"
 
 
 if __name__ == "__main__":

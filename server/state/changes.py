@@ -22,13 +22,13 @@ class Changes:
     """`events` is the log; closed by whoever made it."""
 
     def __init__(self, events: Events, journal: Journal) -> None:
-        self._events = events
+        self.events = events
         self._journal = journal
 
     async def note(self, event: Event) -> None:
         """Log an event as of now."""
         event = Event(time(), event.who, event.what, event.model, event.was, event.now, event.why)
         try:
-            await self._events.append(event)
+            await self.events.append(event)
         except Unavailable as error:
             self._journal.lifecycle("event_not_kept", level="error", what=event.what, model=event.model, why=str(error))

@@ -11,9 +11,10 @@ from server.backends.registry import EMULATED, ENSEMBLE, PYTHON
 from server.documents import Document
 from server.repository.configs.pbtxt import PBTXT_NAME
 from server.repository.configs.reading import config_document, config_path
+from server.repository.declare.expected import check_precisions, published
 from server.repository.declare.said import Loadable, checked_file, declared_values, specs_said
 from server.repository.declare.state import check_state
-from server.repository.emulation import curve_of, note, table_of
+from server.repository.emulation import curves_of, note, table_of
 from server.repository.model_config import ModelConfig
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
@@ -34,25 +35,25 @@ def emulated(entry: Entry, version: str, config: ModelConfig) -> Loadable:
         raise document.error(("backend",), f"`backend: {EMULATED}` and `emulate: {{model: …}}` belong together; {missing} is missing")
     if lanes.kind not in ("auto", "thread"):
         raise document.error(("lanes", "kind"), f"an emulated device sleeps in a thread: expected auto or thread, got {lanes.kind!r}")
-    if config.precision.active not in (None, emulate.precision):
-        raise document.error(("precision", "active"), f"is {config.precision.active!r}, but emulate.precision is {emulate.precision!r}")
+    check_precisions(entry, config, emulate.have, "emulate.precisions")
+    precision = config.precision.first or emulate.have[0]
     table = table_of(document, emulate)
-    curve = curve_of(document, emulate, table if emulate.table in BUILT_IN else checked_file(entry, table))
+    curves = curves_of(document, emulate, table if emulate.table in BUILT_IN else checked_file(entry, table))
     spec = VariantSpec(
         model=entry.name,
         version=version,
-        precision=emulate.precision,
+        precision=precision,
         backend=EMULATED,
         path=table,
         threads=1,
         inputs=specs_said(entry, "inputs", config.inputs),
         outputs=specs_said(entry, "outputs", config.outputs),
-        options=emulate.options(table),
+        options=emulate.options(table, precision),
     )
     padding = padding_of(entry.path, config, declared_values(spec.inputs, ()), declared_values(spec.outputs, ()))
     threads = lanes.model_copy(update={"kind": "thread", "count": lanes.count or 1, "threads": 1})
     config = config.model_copy(update={"lanes": threads})
-    return Loadable(config, spec, None, trust_batch_axis=True, padding=padding, note=note(curve))
+    return Loadable(config, spec, None, trust_batch_axis=True, padding=padding, note=note(curves[precision]), expected=published(curves))
 
 
 def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Loadable:
@@ -74,10 +75,11 @@ def python(entry: Entry, version: str, config: ModelConfig, device: str) -> Load
         if not tensors:
             raise document.error((), f"{section}: must be given: no file declares the tensors of a Python model")
     file, _, name = code.code.partition(":")
+    check_precisions(entry, config, [precision := config.precision.first or "fp32"], f"what {code.code} has")
     spec = VariantSpec(
         model=entry.name,
         version=version,
-        precision=config.precision.active or "fp32",
+        precision=precision,
         backend=PYTHON,
         path=_source(entry, version, document, file),
         device=lanes.device or device,

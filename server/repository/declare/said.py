@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from server.backends.base import VariantSpec
 from server.errors import ModelDefect
 from server.padding import NO_PADDING, Padding
 from server.repository.configs.reading import config_path
+from server.repository.declare.expected import Expected
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig, TensorConfig
 from server.repository.onnx_files import Value
@@ -23,7 +24,8 @@ MAX_LABELS_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Loadable:
     """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows. `padding` is
-    what model.yaml asks for; whether the model bears it is for lanes.pad_proof to say. `note` is for everyone who sees it served."""
+    what model.yaml asks for; whether the model bears it is for lanes.pad_proof to say. `note` is for everyone who sees it served.
+    `expected` are the precisions that the version has here."""
 
     config: ModelConfig
     spec: VariantSpec
@@ -31,6 +33,7 @@ class Loadable:
     trust_batch_axis: bool
     padding: Padding = NO_PADDING
     note: str = ""
+    expected: Expected = field(default_factory=dict)
 
 
 def specs_said(entry: Entry, section: str, tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:

@@ -42,7 +42,7 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
-    return "`auto`" if field.default == 0 else f"`{field.default}`"
+    return "`auto`" if field.default == 0 and "auto" in (field.description or "") else f"`{field.default}`"
 
 
 def _page() -> str:

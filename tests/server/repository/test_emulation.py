@@ -82,7 +82,10 @@ def test_tensors_that_are_not_per_row(tmp_path: Path) -> None:
         (("emulate: {table", "#"), "belong together; emulate is missing"),
         (("dtype: FP32, shape: [-1, 16]", "shape: [-1, 16]"), "inputs.x: the file doesn't say its dtype, so it must be given here"),
         (("outputs:", "lanes: {kind: inline}\noutputs:"), "model.yaml:4: lanes.kind: an emulated device sleeps in a thread"),
-        (("outputs:", "precision: {active: fp16}\noutputs:"), "model.yaml:4: precision.active: is 'fp16', but emulate.precision is 'int8'"),
+        (
+            ("outputs:", "precision: {active: fp16}\noutputs:"),
+            "model.yaml:4: precision.active: 'fp16' isn't among those of emulate.precisions: int8",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -114,3 +117,60 @@ async def test_it_is_served_and_says_what_it_is(tmp_path: Path, capfd: pytest.Ca
     log = capfd.readouterr().err
     assert "emulated NVIDIA T4" in log
     assert '"platform":"emulated"' in log
+
+
+LADDER = """backend: emulated
+emulate: {table: t4, model: resnet50, precisions: [fp32, fp16, int8]}
+batching: {latency_objective: 50ms}
+precision: {policy: ladder, ladder: [fp32, int8]}
+inputs: {x: {dtype: FP32, shape: [-1, 16]}}
+outputs: {y: {dtype: FP32, shape: [-1, 4]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "precision"),
+    [
+        (("", ""), "fp32"),
+        (("policy: ladder", "active: int8, policy: ladder"), "int8"),
+        (("ladder: [fp32, int8]", "ladder: [fp16, int8]"), "fp16"),
+        (("precision: {policy: ladder, ladder: [fp32, int8]}", "precision: {active: fp16}"), "fp16"),
+        (("precisions: [fp32", "precision: int8, precisions: [fp32"), "fp32"),
+    ],
+)
+def test_a_version_of_several_precisions(tmp_path: Path, change: tuple[str, str], precision: str) -> None:
+    loadable = described(place_emulated(tmp_path, LADDER.replace(*change)))
+    assert (loadable.spec.precision, loadable.spec.options["precision"]) == (precision, precision)
+    assert set(loadable.expected) == {"fp32", "fp16", "int8"}
+    assert loadable.expected["int8"][8] < loadable.expected["fp16"][8] < loadable.expected["fp32"][8]
+    assert f"the times of resnet50 {precision} are" in loadable.note
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("[fp32, int8]", "[fp32, fp8]"),
+            "model.yaml:4: precision.ladder.1: 'fp8' isn't among those of emulate.precisions: fp32, fp16, int8",
+        ),
+        (("batching: {latency_objective: 50ms}", ""), "model.yaml:4: precision.policy: ladder steps by batching.latency_objective, which"),
+        (
+            ("policy: ladder, ladder", 'policy: schedule, schedule: ["08:00 bf16"], ladder'),
+            "precision.schedule.0: 'bf16' isn't among those",
+        ),
+        (
+            ("precisions: [fp32, fp16, int8]", "precisions: [int8]"),
+            "precision.ladder.0: 'fp32' isn't among those of emulate.precisions: int8",
+        ),
+        (("precisions: [fp32, fp16, int8]", "precisions: [fp32, int8, int4]"), "no precision 'int4'"),
+    ],
+)
+def test_precisions_that_are_not_there_are_refused(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert message in defect(place_emulated(tmp_path, LADDER.replace(*change)))
+
+
+def test_a_guard_needs_its_reference(tmp_path: Path) -> None:
+    yaml = T4.replace("inputs:", "precision: {guard: {sample: 1%}}\ninputs:")
+    assert "precision.guard: needs the reference, which isn't among those of emulate.precisions: int8" in defect(
+        place_emulated(tmp_path, yaml)
+    )

@@ -5,13 +5,13 @@ import pytest
 from server.config import VERSION
 from server.errors import ModelDefect
 from server.repository.configs.reading import read_model_config
+from server.repository.declare.precision import Guard, Precision, Turn
 from server.repository.model_config import (
     NOT_BUILT,
     Batching,
     Lanes,
     ModelConfig,
     OutputConfig,
-    Precision,
     Queue,
     Tenant,
     TensorConfig,
@@ -33,7 +33,18 @@ batching:
   length_buckets: [16, 64]
 queue:
   {max_rows: 256, max_bytes: 1MiB, timeout: 1s, on_late: reject, priorities: 2, tenants: {a: 3, b: {rows_per_s: 100, bytes_per_s: 10MiB}}}
-precision: {active: fp16}
+precision:
+  active: fp16
+  policy: schedule
+  ladder: [fp32, fp16, int8]
+  schedule: ["00:30 fp32", "08:00 int8"]
+  time_zone: UTC
+  down_at: 0.9
+  up_at: 0.6
+  down_cool: 1s
+  up_cool: 1m
+  calm: 5s
+  guard: {sample: 2%, budget: 3%, floor: 2, tolerate: 10%, distance: 0.2, reference: cpu, keep_worst: 3, keep_for: 1d, redact: [x]}
 versions: {policy: [1, "3"]}
 lanes: {count: 2, kind: process, device: cuda:0, threads: auto, memory_limit: 4GiB, pin: true}
 warmup: {rows: [1, 8]}
@@ -80,7 +91,29 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             priorities=2,
             tenants={"a": Tenant(weight=3.0), "b": Tenant(rows_per_s=100.0, bytes_per_s=10 << 20)},
         ),
-        precision=Precision(active="fp16"),
+        precision=Precision(
+            active="fp16",
+            policy="schedule",
+            ladder=("fp32", "fp16", "int8"),
+            schedule=(Turn(1800, "fp32"), Turn(8 * 3600, "int8")),
+            time_zone="UTC",
+            down_at=0.9,
+            up_at=0.6,
+            down_cool=1.0,
+            up_cool=60.0,
+            calm=5.0,
+            guard=Guard(
+                sample=0.02,
+                budget=0.03,
+                floor=2.0,
+                tolerate=0.1,
+                distance=0.2,
+                reference="cpu",
+                keep_worst=3,
+                keep_for=86400.0,
+                redact=("x",),
+            ),
+        ),
         versions=Versions(policy=("1", "3")),
         lanes=Lanes(count=2, kind="process", device="cuda:0", threads=0, memory_limit=4 << 30, pin=True),
         warmup=Warmup(rows=(1, 8)),
@@ -130,7 +163,7 @@ def test_a_batch_axis_that_is_null_was_said(tmp_path: Path) -> None:
         ("batching:\n  pad_axes:\n    x: [0]", "3: batching.pad_axes.x.0: axis 0 can't be padded: axis 0 counts rows, and axes"),
         ("batching: {pad_axes: {x: 1}}", "1: batching.pad_axes.x: expected a list of axes such as [1], got 1"),
         ("batching: {pad_axes: {x: [2, 1]}}", "1: batching.pad_axes.x: expected rising numbers, each once, got [2, 1]"),
-        ("batching:\n  pad_axes: {x: [1]}\n  pad_values: {xs: 0}", "1: batching: pad_values: 'xs' has no pad_axes; did you mean 'x'?"),
+        ("batching:\n  pad_axes: {x: [1]}\n  pad_values: {xs: 0}", "3: batching: pad_values: 'xs' has no pad_axes; did you mean 'x'?"),
         ("batching: {pad_values: {x: [1]}}", "1: batching.pad_values.x: expected a number, true, false or text, got [1]"),
         (
             "batching: {length_buckets: atuo}",
@@ -149,6 +182,28 @@ def test_a_batch_axis_that_is_null_was_said(tmp_path: Path) -> None:
             "queue: {tenants: {other: 1}}",
             "1: queue.tenants: a tenant's name is 1 to 64 letters, digits and _.@- and not 'other', got 'other'",
         ),
+        (
+            "precision:\n  ladder: [fp32, fp32]",
+            "2: precision.ladder: expected each precision once, the most exact one first, got fp32, fp32",
+        ),
+        ("precision:\n  policy: ladder", "1: precision: ladder: policy ladder needs at least two precisions"),
+        ("precision:\n  policy: ladder\n  ladder: [fp32]", "3: precision: ladder: policy ladder needs at least two precisions"),
+        ("precision: {policy: lader}", "1: precision.policy: got 'lader'; did you mean 'ladder'?"),
+        ("precision: {policy: schedule}", "1: precision: schedule: policy schedule needs at least one line"),
+        (
+            "precision:\n  schedule:\n    - 08:00 fp32\n    - 8:00 int8",
+            "4: precision.schedule.1: expected a time of the day and a precision such as \"08:00 fp32\", got '8:00 int8'",
+        ),
+        ('precision: {schedule: ["24:00 fp32"]}', "1: precision.schedule.0: expected a time of the day"),
+        ('precision: {schedule: ["09:00 a", "08:00 b"]}', "1: precision.schedule: expected rising times of the day, but 08:00 comes after"),
+        ("precision:\n  time_zone: Europe/Belrin", "2: precision.time_zone: no such time zone on this machine: 'Europe/Belrin'"),
+        ("precision:\n  time_zone: ../etc", "2: precision.time_zone: no such time zone"),
+        ("precision:\n  down_at: 0.7\n\n  up_at: 0.7", "4: precision: up_at: 0.7 must be less than down_at, 0.7"),
+        ("precision: {guard: {sampel: 1%}}", "1: precision.guard.sampel: unknown key 'sampel'; did you mean 'sample'?"),
+        ("precision:\n  guard:\n    sample: 101%", "3: precision.guard.sample: expected a share between 0 and 1"),
+        ("precision: {guard: {tolerate: 100%}}", "1: precision.guard.tolerate: input should be less than 1"),
+        ("precision: {guard: {reference: gpu}}", "1: precision.guard.reference: got 'gpu'"),
+        ("precision: {guard: {keep_for: 0}}", "1: precision.guard.keep_for: input should be greater than 0"),
         ("inputs: {x: {pad_axes: [1]}}", "1: inputs.x.pad_axes: unknown key 'pad_axes'"),
         ("versions: {policy: lates}", "1: versions.policy: expected latest, all or a list of versions such as [1, 3]; got 'lates'"),
         ("versions: {policy: []}", "1: versions.policy: expected latest, all or a list"),

@@ -89,10 +89,11 @@ def not_switched(name: str, rows: Sequence[PrecisionRow], precision: str | None,
     return ModelDefect(f"model '{name}' still serves in {rows[0].active}: it can't in {precision or DEFAULT}: {told}")
 
 
-def switched(name: str, before: Sequence[PrecisionRow], now: Sequence[str], who: str) -> Event:
-    """The event of a switch that was made."""
+def switched(name: str, before: Sequence[PrecisionRow], now: Sequence[str], asked: tuple[str, str]) -> Event:
+    """The event of a switch that was made; `asked` are who and why."""
+    who, why = asked
     was = ", ".join(row.active for row in before)
-    return Event(0.0, who, "precision", name, was, ", ".join(now), "asked for through the admin API")
+    return Event(0.0, who, "precision", name, was, ", ".join(now), why)
 
 
 def _row_of(served: ServedVersion) -> PrecisionRow:

@@ -1,4 +1,4 @@
-"""The admin edge: /admin by FastAPI, for those whom the gate lets through. It decides nothing."""
+"""The precision of a model: shown, switched, and given back to the model's own configuration."""
 
 from __future__ import annotations
 
@@ -6,37 +6,30 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from server.config import VERSION
 from server.controlplane import ControlPlane
 from server.edges.extensions.route import JSONResponse, allowing, json_object
 from server.errors import InvalidRequest
 from server.gate import Gate, Operation
-from server.ring import Ring
 
-NDJSON = "application/x-ndjson"
+PATH = "/admin/models/{model}/precision"
 
 
-def add_admin(app: FastAPI, gate: Gate, ring: Ring, control: ControlPlane) -> None:
-    """Add /admin to the app of build_rest, which turns errors into answers."""
+def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
+    """Add the routes to the app of build_rest, which turns errors into answers."""
     allow = allowing(gate)
 
-    @app.post("/admin/incident", tags=["admin"], summary="The last arrivals, batches, lane and routing events, as JSON lines")
-    def incident(request: Request) -> Response:  # in a thread: tens of thousands of lines would stop the loop for 0.1 s
-        allow(request, Operation.INCIDENT)
-        return Response(b"".join(ring.lines(VERSION)), media_type=NDJSON)
-
-    @app.get("/admin/models/{model}/precision", tags=["admin"], summary="What a model runs in, and what it could")
+    @app.get(PATH, tags=["admin"], summary="What a model runs in, and what it could")
     async def precision(model: str, request: Request) -> Response:
         allow(request, Operation.PRECISION)
         return JSONResponse(_precisions(control, model))
 
-    @app.put("/admin/models/{model}/precision", tags=["admin"], summary='Switch a model\'s precision: `{"active": "int8"}`')
+    @app.put(PATH, tags=["admin"], summary='Switch a model\'s precision: `{"active": "int8"}`')
     async def switch(model: str, request: Request) -> Response:
         who = allow(request, Operation.PRECISION).name
         await control.switch(model, _wished(await json_object(request)), who)
         return JSONResponse(_precisions(control, model))
 
-    @app.delete("/admin/models/{model}/precision", tags=["admin"], summary="Go back to the precision of the model's own configuration")
+    @app.delete(PATH, tags=["admin"], summary="Go back to the precision of the model's own configuration")
     async def clear(model: str, request: Request) -> Response:
         who = allow(request, Operation.PRECISION).name
         await control.switch(model, None, who)

@@ -68,10 +68,8 @@ TARGETS = [
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: "-".join(map(str, target.values())))
 async def test_every_protocol_answers_and_tells_of_its_runs(app: App, target: dict[str, Any]) -> None:
-    mix = [
-        {"model": "linear", "rows": [1, 4], "priority": 1, "timeout": "20s"},
-        {"model": "words", "length": [2, 8], "tenant": "a", "values": WORDS},
-    ]
+    linear = {"model": "linear", "rows": [1, 4], "priority": 1, "timeout": "20s"}
+    words = {"model": "words", "length": [2, 8], "tenant": "a", "values": WORDS}
     found = await measured(scenario(target=target, mix=[linear, words]), address(app, target["protocol"]))
     assert (found.outcome == Outcome.ANSWERED).all(), found.why
     assert set(found.kind) == {0, 1}

@@ -15,18 +15,18 @@ import typer
 import uvloop
 from rich.console import Console
 
-from loadtests import runner
 from loadtests.clients.base import Client
 from loadtests.clients.choice import client_for
-from loadtests.mlperf import Terms, measure
-from loadtests.plan import Plan, plan
 from loadtests.progress import telling
 from loadtests.quantities import rate_of
-from loadtests.replay import read_lines, replayed
 from loadtests.report.compare import TOLERANCE, Change, compare
 from loadtests.report.document import Report, read_report, report_of
 from loadtests.report.page import page
 from loadtests.report.table import show, show_compared
+from loadtests.running import runner
+from loadtests.running.mlperf import Terms, measure
+from loadtests.running.plan import Plan, plan
+from loadtests.running.replay import read_lines, replayed
 from loadtests.scenario import SHIPPED, Asked, Closed, Scenario, find_scenario, read_scenario
 from server import units
 from server.errors import ConfigError

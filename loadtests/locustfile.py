@@ -26,7 +26,7 @@ from loadtests.asking import Question, facts_of, questions
 from loadtests.clients.base import tenant_headers
 from loadtests.clients.encoding import HEAD_LENGTH, METHODS, as_metadata, explained_by, grpc_prepared, http_prepared
 from loadtests.clients.http import answer_of
-from loadtests.plan import names_of
+from loadtests.running.plan import names_of
 from loadtests.samples import RunFacts
 from loadtests.scenario import Scenario, find_scenario, read_scenario
 from server.protocol.proto.messages import INFERENCE

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from loadtests import runner
+from loadtests.running import runner
 
 TELL_EVERY = 5.0  # seconds
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _shorter(schema: dict[str, Any]) -> None:
+    """The forms that `Distribution` is written in besides its own."""
+    whole = {key: schema.pop(key) for key in ("type", "properties", "additionalProperties") if key in schema}
+    pair = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2}
+    schema["anyOf"] = [{"type": "integer", "minimum": 1}, pair, whole]
+
+
 class Distribution(Section):
     """Whole numbers, drawn. `lognormal` by its median and sigma; all are cut to `min` … `max`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_shorter)
 
     kind: Literal["fixed", "uniform", "lognormal"] = Field(default="fixed", description="Shape of the distribution.")
     value: int = Field(default=1, ge=1, le=1 << 20, description="With fixed: the number itself.")

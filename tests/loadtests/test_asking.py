@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loadtests.asking import Input, ModelFacts, facts_of, kinds_drawn, questions
-from loadtests.plan import names_of
+from loadtests.running.plan import names_of
 from loadtests.scenario import Asked
 from server.errors import ConfigError
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from loadtests.clients.choice import client_for
-from loadtests.plan import plan
-from loadtests.replay import read_lines, replayed
-from loadtests.runner import run
+from loadtests.running.plan import plan
+from loadtests.running.replay import read_lines, replayed
+from loadtests.running.runner import run
 from loadtests.samples import Outcome, Samples
 from loadtests.scenario import Scenario, Values
 from server.app import App

@@ -19,7 +19,7 @@ import mlperf_loadgen as lg
 import uvloop
 
 from loadtests.clients.base import Client
-from loadtests.plan import Plan, Shot
+from loadtests.running.plan import Plan, Shot
 from loadtests.samples import Outcome
 from server.errors import ConfigError
 

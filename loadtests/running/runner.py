@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from loadtests.clients.base import Answer, Client
-from loadtests.plan import Plan, Shot
+from loadtests.running.plan import Plan, Shot
 from loadtests.samples import Floats, Outcome, RunFacts, Samples
 
 GRACE = 1.0  # seconds over the client's patience that answers may take after the end

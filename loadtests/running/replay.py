@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loadtests.asking import ModelFacts, questions
 from loadtests.clients.base import Client, tenant_headers
-from loadtests.plan import NO_HEADERS, Plan, Shot
 from loadtests.quantities import Distribution
+from loadtests.running.plan import NO_HEADERS, Plan, Shot
 from loadtests.scenario import MOST_REQUESTS, Asked, Values
 from server.errors import ConfigError
 

@@ -14,7 +14,6 @@ import orjson
 
 from server.config import Settings
 from server.control.dials import Dials
-from server.control.routing.gathering import Here
 from server.control.routing.splits import Splits
 from server.control.routing.trials import Trials
 from server.controlplane import ControlPlane
@@ -44,6 +43,7 @@ from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
 from server.regions import RegionLimits, Regions
+from server.router.fleet import Alone
 from server.router.router import Router
 from server.router.table import ServingTable
 from server.state.changes import Changes, events_of
@@ -81,7 +81,7 @@ class App:
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
         self.splits = Splits(self.table, self.router, self.events, self.journal)
         self.control.share_out_by(self.splits)
-        self.trials = Trials(self.table, self.splits, self.events, self.journal, Here())
+        self.trials = Trials(self.table, self.splits, self.events, self.journal, Alone(self.events))
         self.control.frozen = self.trials.frozen
         self._hurry = asyncio.Event()
         self._draining = False

@@ -128,8 +128,10 @@ class Splits:
             await self.load(model)
             for version in versions:
                 if version not in self._table.ready(model):
+                    why = self._why_not(model, version)
                     self.also[model] = before
-                    raise InvalidRequest(self._why_not(model, version))
+                    await self.load(model)  # the index needn't go on naming what isn't there
+                    raise InvalidRequest(why)
 
     async def keep(self, model: str, weights: Weights | None, who: str, why: str) -> None:
         """Write weights down and let them hold, None for model.yaml's. Raises Unavailable."""

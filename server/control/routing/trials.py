@@ -13,7 +13,6 @@ from dataclasses import replace
 from secrets import token_hex
 from weakref import WeakValueDictionary
 
-from server.control.routing.gathering import Gathering
 from server.control.routing.running import Clock, Running
 from server.control.routing.splits import Splits, Weights
 from server.control.routing.trial import GOING, Kind, State, Trial, as_document, trial_of
@@ -23,6 +22,7 @@ from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from server.logs import Journal
 from server.router.canary import Action, Standing, Verdict, judge
 from server.router.experiment import analyse
+from server.router.fleet import Fleet
 from server.router.table import ServingTable
 from server.state.base import Event
 from server.state.events import Events
@@ -38,7 +38,7 @@ class Trials:
     """The last trial of each model, going on or over. `frozen` are the models whose precision must stay while one goes on; `on_change` is
     told of each step and end."""
 
-    def __init__(self, table: ServingTable, splits: Splits, events: Events, journal: Journal, gathering: Gathering) -> None:
+    def __init__(self, table: ServingTable, splits: Splits, events: Events, journal: Journal, fleet: Fleet) -> None:
         self.frozen: set[str] = set()
         self.on_change: Callable[[Trial, Running | None], None] = lambda trial, running: None
         self.verdicts: Counter[tuple[str, str, str]] = Counter()  # by model, action and reason
@@ -47,7 +47,7 @@ class Trials:
         self._splits = splits
         self._events = events
         self._journal = journal
-        self._gathering = gathering
+        self._fleet = fleet
         self._trials: dict[str, Trial] = {}
         self._running: dict[str, Running] = {}
         self._unwritten: dict[str, Event] = {}  # ends that the state doesn't know of yet
@@ -94,7 +94,7 @@ class Trials:
             now = self.now()
             sticky = wish.sticky or self._splits.sticky(model)
             trial = Trial(token_hex(6), kind, wish.plan, baseline, wish.version, wish.objective, sticky, who=who, began=now, since=now)
-            await self._gathering.begin(trial.id)
+            await self._fleet.begin(trial.id)
             await self._write(trial, "", f"{trial.share:g} % to version {trial.canary}", "begun through the admin API", who)
             self._take_up(trial)
             return trial
@@ -172,7 +172,7 @@ class Trials:
 
     async def _try(self, running: Running) -> None:
         """Look at one trial. While the state can't be reached its replica serves the baseline alone."""
-        reachable = self._gathering.reachable
+        reachable = self._fleet.reachable
         if reachable:
             try:
                 await self._look(running)
@@ -192,10 +192,10 @@ class Trials:
         if fault := running.fault():
             await self._end(trial, State.ABORTED, fault, SERVER)
             return
-        await self._gathering.publish(trial.id, running.take(now))
-        running.evidence = evidence = await self._gathering.gathered(trial.id)
+        await self._fleet.publish(trial.id, running.take(now))
+        running.evidence = evidence = await self._fleet.gathered(trial.id)
         outright = running.crashes or running.not_finite
-        if not self._gathering.leads and not outright:
+        if not self._fleet.leads and not outright:
             return
         if trial.kind is Kind.EXPERIMENT:
             running.report = analyse(trial.plan.guards, evidence, trial.plan.alpha)
@@ -246,7 +246,7 @@ class Trials:
             return
         try:
             await self._events.write(ROOM, model, as_document(trial), event)
-            await self._gathering.end(trial.id)
+            await self._fleet.end(trial.id)
         except Unavailable as error:
             self._some.set()
             self._journal.lifecycle("experiment_not_written", level="error", model=model, reason=str(error))

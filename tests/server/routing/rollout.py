@@ -15,17 +15,23 @@ import numpy as np
 from onnx import helper
 
 from server.app import App
+from server.tensors import Tensor
 from tests.server.models import Build, place, value, write_model
 from tests.server.running import Answer, infer_json, wire
 
 WIDTH = 512
-PINNED = 'versions: {policy: all}\nrouting: {weights: {"1": 100}}\nbatching: {max_rows: 1, latency_objective: 20ms}\nlanes: {kind: thread}\n'
+PINNED = """
+versions: {policy: all}
+routing: {weights: {"1": 100}}
+batching: {max_rows: 1, latency_objective: 20ms}
+lanes: {kind: thread}
+"""
 
 
 def labels_model(path: Path, known: int = 100, label: int = 7, layers: int = 0) -> Path:
     """y = `label`, INT64 [N, 1] of x, INT64 [N, 1]: fails where x isn't below `known`, and multiplies matrices `layers` times first."""
     nodes = [helper.make_node("Gather", ["table", "x"], ["found"])]
-    weights = {"table": np.full(known, label, np.int64)}
+    weights: dict[str, Tensor] = {"table": np.full(known, label, np.int64)}
     if layers:
         weights |= {"row": np.zeros((1, WIDTH), np.float32), "square": np.eye(WIDTH, dtype=np.float32)}
         nodes += [helper.make_node("Cast", ["x"], ["real"], to=1), helper.make_node("MatMul", ["real", "row"], ["h0"])]

@@ -36,6 +36,8 @@ PURE = {
     "server.precision.guard.sampling",
     "server.precision.variants",
     "monitor.evaluator",
+    "loadtests.arrivals",
+    "loadtests.report.compare",
 }
 """What the design calls pure: it takes `now` as an argument and knows no event loop, thread or socket."""
 

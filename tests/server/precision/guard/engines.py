@@ -12,7 +12,7 @@ import numpy as np
 from onnx import helper
 
 from server.backends.base import VariantSpec
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort.backend import OnnxRuntimeBackend
 from server.engine.admission import Terms
 from server.engine.batcher import Batcher, BatchPolicy
 from server.engine.engine import Engine

@@ -21,28 +21,22 @@ def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
     @app.get(PATH, tags=["admin"], summary="What a model runs in, and what it could")
     async def precision(model: str, request: Request) -> Response:
         allow(request, Operation.PRECISION)
-        return JSONResponse(_precisions(control, model))
+        return JSONResponse(control.precisions.read(model))
 
     @app.put(PATH, tags=["admin"], summary='Switch a model\'s precision: `{"active": "int8"}`')
     async def switch(model: str, request: Request) -> Response:
         who = allow(request, Operation.PRECISION).name
         await control.switch(model, _wished(await json_object(request)), who)
-        return JSONResponse(_precisions(control, model))
+        return JSONResponse(control.precisions.read(model))
 
     @app.delete(PATH, tags=["admin"], summary="Go back to the precision of the model's own configuration")
     async def clear(model: str, request: Request) -> Response:
         who = allow(request, Operation.PRECISION).name
         await control.switch(model, None, who)
-        return JSONResponse(_precisions(control, model))
+        return JSONResponse(control.precisions.read(model))
 
 
 def _wished(said: dict[str, Any]) -> str:
     if said.keys() != {"active"} or not isinstance(said["active"], str):
         raise InvalidRequest(f'expected {{"active": PRECISION}}, got {str(said)[:100]}')
     return said["active"]
-
-
-def _precisions(control: ControlPlane, model: str) -> dict[str, Any]:
-    rows = control.precisions.rows(model)
-    versions = [{"version": row.version, "active": row.active, "available": list(row.available)} for row in rows]
-    return {"model": model, "chosen": control.precisions.chosen(model), "versions": versions}

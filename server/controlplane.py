@@ -56,7 +56,6 @@ class ControlPlane:
         self._overrides, self._ensembles = self._versions.overrides, self._versions.ensembles
         self.admissions = self._versions.residents.admissions
         self.precisions = Precisions(self._versions, table, journal, changes)
-        self.frozen = self.precisions.frozen
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
         self.frozen: set[str] = set()  # models whose ladder mustn't step now: an experiment runs on them

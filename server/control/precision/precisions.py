@@ -42,8 +42,7 @@ class PrecisionRow:
 
 
 class Precisions:
-    """`frozen` are the models that run an experiment: nothing but an operator, or a fault, switches them. `sections` are what other parts
-    tell of a model's precisions, by name: `read` shows them."""
+    """`sections` are what other parts tell of a model's precisions, by name: `read` shows them."""
 
     def __init__(self, versions: Versions, table: ServingTable, journal: Journal, changes: Changes) -> None:
         self._versions = versions
@@ -54,7 +53,6 @@ class Precisions:
         self._changes = changes
         self._timers: dict[tuple[str, str, str], asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
-        self.frozen: set[str] = set()
         self.sections: dict[str, Callable[[str], Any]] = {}
 
     def chosen(self, name: str) -> str | None:
@@ -78,7 +76,6 @@ class Precisions:
             "chosen": chosen,
             "stepped": self._choices.stepped(name),
             "differs": any(version["active"] != version["configured"] for version in versions),
-            "frozen": name in self.frozen,
             "versions": versions,
             **{section: tell(name) for section, tell in self.sections.items()},
         }

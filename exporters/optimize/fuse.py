@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from exporters.formats.files import load, save
+from exporters.formats.files import is_split, load
 from exporters.plan import ExportError
 
 DOMAIN = "com.microsoft"
@@ -78,8 +78,7 @@ def fuse(source: Path, target: Path, approximate: bool = False, attention: bool 
             fused = {node.op_type for node in made.nodes() if node.domain == DOMAIN}
             counts = {operator: sum(node.op_type == operator for node in made.nodes()) for operator in sorted(fused)}
             if counts:
-                made.topological_sort()
-                save(made.model, target, source)
+                made.save_model_to_file(str(target), use_external_data_format=is_split(source))
     except Exception as error:  # a rewriter that meets a graph it wasn't made for raises anything
         reason = " ".join(str(error).split())[:300]
         raise ExportError(

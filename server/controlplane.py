@@ -17,6 +17,7 @@ from typing import Any
 from server.config import Settings
 from server.control.overrides import Wish
 from server.control.precision.switching import ASKED, Switching
+from server.control.routing.splits import Splits
 from server.control.versions import NOT_LOADED, UNLOADED, Versions
 from server.ensemble import Start
 from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
@@ -172,6 +173,19 @@ class ControlPlane:
         Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch.
         """
         await self._to_its_end(self._switching.switch(name, precision, who, why))
+
+    def share_out_by(self, splits: Splits) -> None:
+        """Have `splits` told of what models' configurations say, and the versions that it names loaded."""
+        self._store.also, self._versions.declare, splits.load = splits.also, splits.declare, self.refresh
+
+    async def refresh(self, name: str) -> None:
+        """Serve what is offered of a model now. What can't be served says so in the index. Raises Unavailable."""
+        await self._to_its_end(self._refresh(name))
+
+    async def _refresh(self, name: str) -> None:
+        async with self._versions.lock(name):
+            _, listing = await self._versions.find(name, Wish())
+            await self._versions.apply(name, listing)
 
     def _parts(self, name: str) -> list[str]:
         """The models that an ensemble is made of, none of another model's."""

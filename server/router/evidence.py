@@ -161,6 +161,9 @@ class Evidence:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Evidence) and (self.width, self.cells) == (other.width, other.cells)
 
+    def __bool__(self) -> bool:
+        return bool(self._strata)
+
     def __repr__(self) -> str:
         return f"Evidence({dict(self.cells)!r}, {self.width})"
 
@@ -191,8 +194,7 @@ class Evidence:
 
     def merged(self, other: Evidence) -> Evidence:
         """Both together; neither is changed."""
-        whole = Evidence({}, self.width)
-        whole._strata = self._at(self.width)
+        whole = self.widened(self.width)
         whole.merge(other)
         return whole
 
@@ -207,6 +209,12 @@ class Evidence:
             return add_up(stratum.canary if arm is Arm.CANARY else stratum.baseline for stratum in strata)
         first = int(since // (BLOCK * self.width))
         return add_up(stratum.since(first, arm) for stratum in strata)
+
+    def widened(self, width: int) -> Evidence:
+        """As it is with blocks at least so wide, a power of two."""
+        wider = Evidence({}, max(width, self.width))
+        wider._strata = self._at(wider.width)
+        return wider
 
     def _put(self, cell: Cell, sums: Sums) -> Stratum:
         strata = self._strata.get(cell.metric)

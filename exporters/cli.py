@@ -76,11 +76,10 @@ def main(
     if context.invoked_subcommand is not None:
         return
     with failures():
-        if model is None:
-            raise PlanError("--model is missing: what is to be exported? `tidegate export --help` lists what it may be")
+        asked = _asked(model)
         plan = Plan(
-            model=find_model(model, Path.cwd()),
-            name=_name(model, name, output),
+            model=find_model(asked, Path.cwd()),
+            name=_name(asked, name, output),
             repository=repository,
             output=output,
             version=version,
@@ -186,6 +185,12 @@ def _show(exported: Exported) -> None:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def _asked(model: str | None) -> str:
+    if model is None:
+        raise PlanError("--model is missing: what is to be exported? `tidegate export --help` lists what it may be")
+    return model
 
 
 def _name(model: str, name: str | None, output: Path | None) -> str:

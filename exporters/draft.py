@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from exporters.formats.files import size_of
+from exporters.disk.onnx_files import size_of
 from exporters.formats.to_onnx import Graph
 from exporters.parity import measure
 from exporters.parity.task import Judged, LabelledSet

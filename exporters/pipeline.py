@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from exporters.disk import onnx_files
 from exporters.draft import BACKEND, Candidate, Draft, Reporter
-from exporters.formats import files, to_onnx
+from exporters.formats import to_onnx
 from exporters.optimize import cleanup
 from exporters.optimize.choose import MARGIN, speed_up
 from exporters.package import check_targets, write_entry, write_output
@@ -126,7 +127,7 @@ def _settle(draft: Draft) -> None:
     plan, file = draft.plan, draft.traced.file
     given = plan.model.onnx if plan.model.onnx and not draft.traced.reused else None
     try:
-        files.settle(file, given.parent if given else file.parent, plan.external_data)
+        onnx_files.settle(file, given.parent if given else file.parent, plan.external_data)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's
             raise
@@ -213,11 +214,11 @@ def _named(draft: Draft, names: Mapping[str, str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for precision, made in draft.variants.items():
         name = names[precision]
-        if files.is_split(made.file):
+        if onnx_files.is_split(made.file):
             folder = draft.work / f"named-{len(list(draft.work.glob('named-*')))}"
             folder.mkdir()
-            files.place(made.file, folder / name, move=True)
+            onnx_files.place(made.file, folder / name, move=True)
             made.file = folder / name
-            found[files.data_of(made.file).name] = files.data_of(made.file)
+            found[onnx_files.data_of(made.file).name] = onnx_files.data_of(made.file)
         found[name] = made.file
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from exporters.formats.files import MOST_INLINE
+from exporters.disk.onnx_files import MOST_INLINE
 from server.errors import TidegateError
 from server.units import size
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from exporters.disk.onnx_files import data_of, is_split
 from exporters.draft import Candidate, Draft
-from exporters.formats.files import data_of, is_split
 from exporters.parity import measure, report
 from exporters.plan import ModelRef
 from server.repository.manifest import DataFile, Latency, Manifest, Source, TensorEntry, Variant, file_sha256

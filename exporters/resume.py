@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporters.formats.files import data_of, place
+from exporters.disk.onnx_files import data_of, place
 from server.repository.manifest import file_sha256
 
 MOST_BYTES = 4 << 30

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporters.formats.files import save
+from exporters.disk.onnx_files import save
 from exporters.plan import ExportError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from exporters.formats.files import is_split, load
+from exporters.disk.onnx_files import is_split, load
 from exporters.plan import ExportError
 
 DOMAIN = "com.microsoft"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporters.formats.files import load, save
+from exporters.disk.onnx_files import load, save
 from exporters.plan import ExportError
 from exporters.precision.ranges import Range
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.formats.files import outline
+from exporters.disk.onnx_files import outline
 from exporters.plan import ExportError
 from exporters.precision.ranges import given_names, unoptimised
 from server.numerics import SCALE_FLOOR

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.formats.files import LEAST_BESIDE, data_of, is_split, outline, save
+from exporters.disk.onnx_files import LEAST_BESIDE, data_of, is_split, outline, save
 from exporters.plan import ExportError, Target
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.cast import named

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.formats.files import outline
+from exporters.disk.onnx_files import outline
 from exporters.plan import ExportError
 
 if TYPE_CHECKING:

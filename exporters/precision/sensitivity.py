@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.formats.files import load
+from exporters.disk.onnx_files import load
 from exporters.precision.ranges import Range
 
 if TYPE_CHECKING:

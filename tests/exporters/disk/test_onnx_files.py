@@ -13,7 +13,7 @@ import pytest
 from exporters.commands.diff import differences
 from exporters.commands.entry import find_entry
 from exporters.commands.verify import verify
-from exporters.formats import files
+from exporters.disk import onnx_files as files
 from exporters.inspect import manifest_lines
 from exporters.pipeline import export
 from exporters.plan import ExportError, ModelRef, PlanError, parse_external_data

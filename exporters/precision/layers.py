@@ -36,7 +36,7 @@ class Layer:
 
 def layers(base: Path, other: Path, inputs: Mapping[str, NDArray[Any]], threads: int) -> list[Layer]:
     """The nodes of `base` whose answers `other` has too, in order, each with its difference. Raises ExportError where one doesn't run."""
-    from server.backends.ort_session import ORT_ERRORS, text_of
+    from server.backends.ort.session import ORT_ERRORS, text_of
 
     models = [outline(path) for path in (base, other)]
     shared = set(given_names(models[0])) & set(given_names(models[1]))

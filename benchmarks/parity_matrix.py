@@ -1,9 +1,10 @@
 """Every level and precision of six trained models, exported and proved: `make parity-matrix`. A cell is what the manifest says of it.
 
-A cell that says "nothing to save" is of a model without large linear layers or embeddings: `int8wo` is for those. A model is exported at a level in all its precisions at once; where that fails, in each alone, so that what fails is one cell with its
-reason. What was made is kept under build/bench/parity-matrix, one file for a model at a level, and isn't made again by the next run: a
-run that was stopped goes on where it was, and cells that failed are tried again. `--fresh` makes all anew. Names of models make those
-alone (`python -m benchmarks.parity_matrix digits`). Exit status 0 when every cell could be made.
+A model is exported at a level in all its precisions at once; where that fails, in each alone, so that what fails is one cell with its
+reason. "nothing to save" is no failure: `int8wo` is for large linear layers and embeddings. What was made is kept under
+build/bench/parity-matrix, one file for a model at a level, and isn't made again by the next run: a run that was stopped goes on where it
+was, and cells that failed are tried again. `--fresh` makes all anew. Names of models make those alone (`python -m
+benchmarks.parity_matrix digits`). Exit status 0 when every cell could be made.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def _ratio(report: Report, name: str, mine: float, theirs: float, must: float, *
 def show(console: Console, cells: Cells, workloads: Sequence[str]) -> None:
     """A table a workload: each peer's bodies at their best setting, the fastest first."""
     for workload in workloads:
-        table = Table(title=workload, title_justify="left")
+        table = Table(title=workload, title_justify="left", box=None)
         heads = [f"{count} conn./s" for count in CONNECTIONS] + ["p50 at 1", "p99 at 32"]
         heads += [f"p99 at {share:g}" for share in SHARES] + ["CPU ms", "MiB"]
         for head in ("peer", "body", "setting"):

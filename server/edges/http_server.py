@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -43,15 +43,15 @@ class HttpServer:
     """
 
     def __init__(self, settings: Settings, app: ASGIApp, admin: ASGIApp, edge: InferEdge) -> None:
-        self._main = HttpListener(settings, app, edge, Place(settings.http_port, "--http-port"))
-        self._listeners = [self._main]
+        self.main = HttpListener(settings, app, edge, Place(settings.http_port, "--http-port"))
+        self._listeners = [self.main]
         if settings.admin.port is not None:
             place = Place(settings.admin.port, "admin.port")
             self._listeners.append(HttpListener(settings, admin, edge.without_inference(), place))
 
     @property
     def port(self) -> int:
-        return self._main.port
+        return self.main.port
 
     @property
     def admin_port(self) -> int:
@@ -73,7 +73,7 @@ class HttpServer:
 
     def look_for(self, headers: Mapping[str, str]) -> None:
         """Look at these headers, by model, for the sticky keys of requests."""
-        self._main.look_for(headers)
+        self.main.look_for(headers)
 
     async def close(self) -> None:
         """Cut what is left."""
@@ -123,6 +123,11 @@ class HttpListener:
     @property
     def connections(self) -> int:
         return len(self._state.connections)
+
+    @property
+    def open_connections(self) -> Collection[object]:
+        """The protocols of those who are connected."""
+        return self._state.connections
 
     async def start(self) -> None:
         """Bind and listen. Raises ConfigError where the address can't be bound or the certificate can't be read."""

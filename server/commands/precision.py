@@ -54,8 +54,35 @@ def clear(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Js
     _ask("DELETE", model, url, token_file, json)
 
 
-def _ask(method: str, model: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None) -> None:
-    target = f"/admin/models/{quote(model, safe='')}/precision"
+@app.command()
+def pin(
+    model: Model,
+    out: Annotated[str, typer.Argument(help="The precision that may not answer for a while.")],
+    why: Annotated[str, typer.Option(help="Why; it's shown and kept.")] = "",
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Pin a precision out: 5 minutes, twice as long each time. Where it answers now, another takes its place first."""
+    _ask("PUT", model, url, token_file, json, wish={"why": why} if why else {}, below=f"/pins/{quote(out, safe='')}")
+
+
+@app.command()
+def unpin(
+    model: Model,
+    pinned: Annotated[str, typer.Argument(help="The precision that is pinned out.")],
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Let a precision answer again that is pinned out."""
+    _ask("DELETE", model, url, token_file, json, below=f"/pins/{quote(pinned, safe='')}")
+
+
+def _ask(
+    method: str, model: str, url: str, token_file: Path | None, json: bool, *, wish: dict[str, Any] | None = None, below: str = ""
+) -> None:
+    target = f"/admin/models/{quote(model, safe='')}/precision{below}"
     with asking(url, method, target, read_token(token_file), wish=wish, timeout=SWITCH_TIMEOUT) as response:
         body = response.read()
     if json:
@@ -67,13 +94,23 @@ def _ask(method: str, model: str, url: str, token_file: Path | None, json: bool,
 def _print(url: str, body: bytes) -> None:
     try:
         said = orjson.loads(body)
-        rows = [(row["version"], row["active"], ", ".join(row["available"])) for row in said["versions"]]
-        chosen = said["chosen"]
+        rows = [(version["version"], *_row(variant)) for version in said["versions"] for variant in version["variants"]]
+        chosen, stepped, configured = said["chosen"], said["stepped"], {version["configured"] for version in said["versions"]}
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise TidegateError(f"{url}: not an answer of tidegate: {error!r}") from error
-    table = Table("version", "active", "available")
+    table = Table("version", "precision", "state", "memory", "why")
     for row in rows:
         table.add_row(*row)
     console = Console()
     console.print(table)
     console.print(f"chosen by an operator: {chosen}" if chosen else "as the model's own configuration says")
+    if chosen and {chosen} != configured:
+        console.print(f"model.yaml says {', '.join(sorted(configured))}; `tidegate precision clear` goes back to that")
+    if stepped:
+        console.print(f"stepped to by the server: {stepped}")
+
+
+def _row(variant: dict[str, Any]) -> tuple[str, str, str, str]:
+    left = f" for {variant['pinned_for_s']:.0f} s" if "pinned_for_s" in variant else ""
+    memory = f"{variant['memory_bytes'] / 2**20:.1f} MiB" if variant["memory_bytes"] else ""
+    return variant["precision"], variant["state"] + left, memory, variant.get("why", "")

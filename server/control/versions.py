@@ -30,6 +30,7 @@ from server.repository.loader import precisions_of
 from server.repository.marks import Mark, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
+from server.state.changes import Changes
 
 NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
@@ -40,17 +41,19 @@ Declare: TypeAlias = Callable[[str, Routing], None]
 class Versions:
     """Its parts are its owner's, the control plane's, too."""
 
-    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal, start: Start) -> None:
+    def __init__(
+        self, settings: Settings, table: ServingTable, recorder: Recorder, journal: Journal, changes: Changes, start: Start
+    ) -> None:
         """`start` runs an ensemble's steps."""
         self._settings = settings
-        self._store = store
+        self.store = Store(settings.repository)
         self._table = table
         self._recorder = recorder
         self._journal = journal
         self.loader = Loader(settings)
         self.notices = Notices(table, recorder, journal, paths_below(settings.repository))
         self.choices = Choices()
-        self.residents = Residents(settings, table, recorder, journal, self.loader)
+        self.residents = Residents(settings, table, recorder, journal, self.loader, changes)
         self.overrides = Overrides(upload="upload" in settings.allow)
         self.ensembles = Ensembles(table, recorder, journal, start)
         self.declare: Declare = lambda name, routing: None
@@ -64,7 +67,7 @@ class Versions:
     async def find(self, name: str, wish: Wish) -> tuple[Override, Listing]:
         """What is to hold for a model, and the model with that. Raises Unavailable."""
         override = await self.loader.run(self.overrides.kept, name, wish)
-        store = Store(override.place) if override.place else self._store
+        store = Store(override.place) if override.place else self.store
         try:
             return override, await self.loader.run(store.find, name, override.values)
         except ConfigError as error:

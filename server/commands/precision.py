@@ -33,7 +33,7 @@ def precision() -> None:
 @app.command()
 def show(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
     """What a model runs in, and what it could."""
-    _ask("GET", model, url, token_file, json)
+    _ask("GET", _path(model), url, token_file, json)
 
 
 @app.command("set")
@@ -45,13 +45,13 @@ def set_(
     json: Json = False,
 ) -> None:
     """Switch a model to a precision, over its model.yaml until it's cleared. No request sees it; returns once it answers."""
-    _ask("PUT", model, url, token_file, json, wish={"active": active})
+    _ask("PUT", _path(model), url, token_file, json, wish={"active": active})
 
 
 @app.command()
 def clear(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
     """Go back to the precision of the model's own configuration."""
-    _ask("DELETE", model, url, token_file, json)
+    _ask("DELETE", _path(model), url, token_file, json)
 
 
 @app.command()
@@ -64,7 +64,7 @@ def pin(
     json: Json = False,
 ) -> None:
     """Pin a precision out: 5 minutes, twice as long each time. Where it answers now, another takes its place first."""
-    _ask("PUT", model, url, token_file, json, wish={"why": why} if why else {}, below=f"/pins/{quote(out, safe='')}")
+    _ask("PUT", _path(model, out), url, token_file, json, wish={"why": why} if why else {})
 
 
 @app.command()
@@ -76,13 +76,15 @@ def unpin(
     json: Json = False,
 ) -> None:
     """Let a precision answer again that is pinned out."""
-    _ask("DELETE", model, url, token_file, json, below=f"/pins/{quote(pinned, safe='')}")
+    _ask("DELETE", _path(model, pinned), url, token_file, json)
 
 
-def _ask(
-    method: str, model: str, url: str, token_file: Path | None, json: bool, *, wish: dict[str, Any] | None = None, below: str = ""
-) -> None:
-    target = f"/admin/models/{quote(model, safe='')}/precision{below}"
+def _path(model: str, pinned: str = "") -> str:
+    path = f"/admin/models/{quote(model, safe='')}/precision"
+    return f"{path}/pins/{quote(pinned, safe='')}" if pinned else path
+
+
+def _ask(method: str, target: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None) -> None:
     with asking(url, method, target, read_token(token_file), wish=wish, timeout=SWITCH_TIMEOUT) as response:
         body = response.read()
     if json:

@@ -209,6 +209,19 @@ class Tracing(_Section):
     sample: Share = Field(default=0.01, description="Share of requests that are traced, of those that belong to no trace yet.")
 
 
+class Engines(_Section):
+    """TensorRT engines that are built on this machine."""
+
+    cache: Path | None = Field(
+        default=None, description="Folder that they're kept in, this user's alone; default ~/.cache/tidegate/engines."
+    )
+    build: bool = Field(
+        default=False,
+        description="Whether one that's missing or doesn't fit this GPU is built by `tidegate export engine` while its ONNX file serves.",
+    )
+    build_timeout: Timeout = Field(default=3600.0, description="Longest that a build may take.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -240,9 +253,7 @@ class Settings(_Section):
     recording: Recording = Recording()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
-    engine_cache: Path | None = Field(
-        default=None, description="Folder of the engines that are built here, this user's alone; default ~/.cache/tidegate/engines."
-    )
+    engines: Engines = Engines()
     files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
     @model_validator(mode="after")

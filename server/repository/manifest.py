@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -248,6 +249,11 @@ class Manifest(_Part):
     def variant(self, precision: str) -> Variant | None:
         """The variant of this precision, None where there's none."""
         return next((v for v in self.variants if v.precision == precision), None)
+
+
+def engine_options(engine: Engine) -> Mapping[str, object]:
+    """What the trt backend must know of an engine before it opens it."""
+    return {"version_compatible": engine.version_compatible}
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from server.config import LaneDefaults, Settings
+from server.config import Engines, LaneDefaults, Settings
 from server.errors import ModelDefect
 from server.repository.configs.reading import read_model_config
-from server.repository.devices.accelerators import default_cache
+from server.repository.devices.engines import default_cache
 from server.repository.loader import describe
 from server.repository.manifest import file_sha256
 from server.repository.store import Entry
@@ -39,7 +39,9 @@ def test_cuda_is_the_default(tmp_path: Path) -> None:
 
 
 def test_tensorrt_gets_the_shapes_that_will_come(tmp_path: Path) -> None:
-    found = options(tmp_path, "accelerator: {provider: tensorrt, workspace: 2GiB}\nbatching: {max_rows: 32}\n", engine_cache=tmp_path / "e")
+    found = options(
+        tmp_path, "accelerator: {provider: tensorrt, workspace: 2GiB}\nbatching: {max_rows: 32}\n", engines=Engines(cache=tmp_path / "e")
+    )
     assert found["profile"] == {"x": ((1, 8), (8, 8), (32, 8))}
     assert found["workspace"] == 2 << 30
     assert found["cache"] == str(tmp_path / "e")

@@ -67,9 +67,10 @@ def _source(entry: Entry, precision: str) -> Variant:
     if not found:
         have = ", ".join(dict.fromkeys(variant.precision for variant in entry.manifest.variants if variant.engine is None))
         raise ExportError(f"{entry.path}: no ONNX file in {precision}; it has {have or 'none'}")
-    file = entry.file(found[0])
-    if not file.is_file() or file_sha256(file) != found[0].sha256:
-        raise ExportError(f"{file}: isn't there, or isn't the file that was written: its SHA-256 differs")
+    file, data = entry.file(found[0]), found[0].data
+    for path, sha256 in ((file, found[0].sha256), *([(file.with_name(data.file), data.sha256)] if data else [])):
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise ExportError(f"{path}: isn't there, or isn't the file that was written: its SHA-256 differs")
     if faults := to_trt.faults(file, [tensor.spec() for tensor in found[0].inputs]):
         raise ExportError(f"{file}: TensorRT doesn't take it: {'; '.join(faults[:3])}")
     return found[0]
@@ -115,6 +116,7 @@ def _described(source: Variant, plan: Path, built: Built) -> Variant:
             "target": "tensorrt",
             "method": f"TensorRT {built.facts.tensorrt} from {source.method or source.file}",
             "tried": (),
+            "data": None,
             "latency": None,
             "memory": None,
             "engine": built.facts,

@@ -14,7 +14,7 @@ from server.repository.declare.sections import Accelerator
 from server.repository.devices.engines import cache_folder
 from server.repository.manifest import file_sha256
 from server.repository.model_config import Batching, ModelConfig
-from server.repository.onnx_files import Value
+from server.repository.onnx_files import Value, read_onnx
 from server.repository.store import Entry
 from server.tensors import TensorSpec
 
@@ -42,7 +42,13 @@ def accelerator_options(
         )
     least, likely, most = _rows(config.batching)
     profile = {spec.name: tuple(_shape(spec, rows, place) for place, rows in enumerate((least, likely, most))) for spec in inputs}
-    return {**options, "profile": profile, "sha256": file_sha256(path), "cache": str(cache_folder(settings.engines))}
+    return {**options, "profile": profile, "content": _content(path), "cache": str(cache_folder(settings.engines))}
+
+
+def _content(path: Path) -> str:
+    """What tells the file from every other, weights beside it included: an engine of it has them in it."""
+    files = [path, *(path.parent / name for name in sorted(read_onnx(path).external))]
+    return " ".join(file_sha256(file) for file in files)
 
 
 def whole(values: Iterable[Value], specs: Sequence[TensorSpec]) -> list[TensorSpec]:

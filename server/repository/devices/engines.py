@@ -99,7 +99,7 @@ def _built_here(wanted: Wanted, settings: Engines, here: tuple[DeviceFacts, str]
 def _key(wanted: Wanted, facts: DeviceFacts, tensorrt: str) -> str:
     """What an engine depends on, as a folder's name."""
     batching = wanted.batching
-    parts = [wanted.plain.sha256, facts.name, facts.compute_capability, facts.driver, tensorrt, batching.max_rows, batching.preferred_rows]
+    parts = [wanted.plain.content, facts.name, facts.compute_capability, facts.driver, tensorrt, batching.max_rows, batching.preferred_rows]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -275,7 +275,7 @@ def test_every_name_is_in_onnxruntimes_libraries() -> None:
 
 
 def cached(root: Path, facts: DeviceFacts = T4, versions: tuple[str, ...] = ("10.16.1.11", "1.31.1"), **changes: Any) -> Path:
-    options = {"provider": "tensorrt", "sha256": "a" * 64, "cache": str(root), **changes}
+    options = {"provider": "tensorrt", "content": "a" * 64, "cache": str(root), **changes}
     found = engine_cache(variant(Path("m.onnx"), options=options), facts, versions)
     assert (found["trt_engine_cache_enable"], found["trt_timing_cache_enable"]) == ("1", "1")
     return Path(found["trt_engine_cache_path"])
@@ -285,7 +285,7 @@ def test_each_file_machine_version_and_setting_has_its_own_folder(tmp_path: Path
     root = tmp_path / "engines"
     folders = [
         cached(root),
-        cached(root, sha256="b" * 64),
+        cached(root, content="b" * 64),
         cached(root, DeviceFacts("Tesla T4", "7.5", "13.1", 16 << 30)),
         cached(root, versions=("10.13.2.6", "1.31.1")),
         cached(root, workspace=1 << 30),

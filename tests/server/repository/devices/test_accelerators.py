@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from server.config import Engines, LaneDefaults, Settings
@@ -14,7 +15,7 @@ from server.repository.devices.engines import default_cache
 from server.repository.loader import describe
 from server.repository.manifest import file_sha256
 from server.repository.store import Entry
-from tests.server.models import embedding_model, linear_model, place, place_with_manifest
+from tests.server.models import embedding_model, external_model, linear_model, place, place_with_manifest
 from tests.server.repository.test_loader import described
 
 
@@ -45,7 +46,7 @@ def test_tensorrt_gets_the_shapes_that_will_come(tmp_path: Path) -> None:
     assert found["profile"] == {"x": ((1, 8), (8, 8), (32, 8))}
     assert found["workspace"] == 2 << 30
     assert found["cache"] == str(tmp_path / "e")
-    assert found["sha256"] == file_sha256(tmp_path / "net" / "1" / "model.onnx")
+    assert found["content"] == file_sha256(tmp_path / "net" / "1" / "model.onnx")
 
 
 def test_it_is_tuned_for_the_preferred_rows(tmp_path: Path) -> None:
@@ -131,3 +132,12 @@ def test_tritons_accelerators_are_for_gpus(tmp_path: Path) -> None:
     (entry / "config.pbtxt").write_text('optimization { execution_accelerators { gpu_execution_accelerator: [ { name: "tensorrt" } ] } }')
     assert described(entry).spec.options == {}
     assert described(entry, device="cuda:0").spec.options["provider"] == "tensorrt"
+
+
+def test_weights_beside_the_file_are_part_of_it(tmp_path: Path) -> None:
+    entry = place(tmp_path, "net", lambda path: external_model(path, "weights.bin"), yaml="accelerator: {provider: tensorrt}\n")
+    contents = []
+    for factor in (1, 2):
+        (np.eye(4, dtype=np.float32) * factor).tofile(entry / "1" / "weights.bin")
+        contents.append(described(entry, device="cuda:0").spec.options["content"])
+    assert contents[0] != contents[1]

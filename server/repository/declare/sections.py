@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from server.config import Bytes, Timeout
+from server.quantities import Bytes, Timeout
 from server.repository.model_values import MAX_RANK, VERSION_PATTERN
 from server.units import size
 

@@ -57,7 +57,7 @@ def failed_at_baseline(clients: Clients, canary: int) -> int:
 
 def series(app: App) -> set[str]:
     """Names of the gauges and counters that have a value for the model."""
-    return {name for name, labels, _ in app.recorder.read(CATALOGUE) if labels[0] == "m"}
+    return {name for name, labels, _ in app.recorder.read(CATALOGUE) if "m" in labels}
 
 
 async def events(client: httpx.AsyncClient, what: str) -> list[tuple[str, str]]:

@@ -78,8 +78,6 @@ OptionalPort: TypeAlias = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
 ]
 Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
-
-
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Allowance: TypeAlias = Literal["upload", "files", "shared-memory"]
 Allowances: TypeAlias = Annotated[
@@ -157,8 +155,9 @@ class Tls(_Section):
 
 
 class Admin(_Section):
-    """Who may do more than infer and read."""
+    """Who may do more than infer and read, and where."""
 
+    port: OptionalPort = Field(default=None, description="Port of its own for /admin, which no other answers then; 0 for any free one.")
     token_file: Path | None = Field(default=None, description="Tokens: lines of `name:sha256 of the token:classes`; see docs/security.md.")
 
 

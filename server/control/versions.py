@@ -26,6 +26,7 @@ from server.messages import ModelKey
 from server.metrics.recorder import Recorder
 from server.repository.configs.reading import Values
 from server.repository.declare.routing import Routing
+from server.repository.declare.said import Loadable
 from server.repository.loader import precisions_of
 from server.repository.marks import Mark, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
@@ -57,6 +58,7 @@ class Versions:
         self.overrides = Overrides(upload="upload" in settings.allow)
         self.ensembles = Ensembles(table, recorder, journal, start)
         self.declare: Declare = lambda name, routing: None
+        self.on_ready: Callable[[Loadable], None] = lambda loadable: None  # told of each version that was loaded
         self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -158,6 +160,7 @@ class Versions:
         served = await self.residents.begin(entry, loadable, opened, self.choices.pins(entry.name))
         served.offered = offered or (loadable.spec.precision,)
         served.reason = "; ".join(filter(None, (served.note, note)))
+        self.on_ready(loadable)
         return served
 
     def _close_figures(self, old: ServedVersion, new: ServedVersion | None) -> None:
@@ -167,6 +170,10 @@ class Versions:
         kept = new.variants.keys() if new is not None else set()
         for name in names:
             (self._recorder.rest if name in kept else self._recorder.close)(ModelKey(old.model, old.version, name))
+
+    def forget(self, name: str, version: str) -> None:
+        """Have a version loaded again though its files are the same: something else that it depends on isn't."""
+        self._marks.pop((name, version), None)
 
     async def take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
         """Stop serving a version in order; `forget` takes it out of the index too."""

@@ -138,9 +138,9 @@ async def test_a_document_that_makes_no_sense_is_passed_over(tmp_path: Path, cap
 
 async def test_a_state_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
     place_net(tmp_path)
-    with pytest.raises(ConfigError, match="what operators set can't be read"):
-        async with running(tmp_path) as app:
-            app.events._store.close()
+    async with running(tmp_path) as app:
+        app.events._store.close()
+        with pytest.raises(ConfigError, match="what operators set can't be read"):
             await app.control.precisions.restore()
 
 

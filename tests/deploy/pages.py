@@ -53,7 +53,6 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     },
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "admin.port": {"type": "integer", "minimum": 1024, "maximum": 65535, "not": {"enum": [8000, 8001, 8002]}},
-    "state.kind": {"enum": ["none", "pvc"]},
     "autoscaling.kind": {"enum": ["none", "hpa", "keda"]},
     "autoscaling.minReplicas": {"type": "integer", "minimum": 1},
     "autoscaling.maxReplicas": {"type": "integer", "minimum": 1},

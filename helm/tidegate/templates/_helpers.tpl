@@ -77,9 +77,9 @@ capabilities: {drop: [ALL]}
 
 {{/* The claim that holds the state; empty where there's none. */}}
 {{- define "tidegate.stateClaim" -}}
-{{- if eq .Values.state.kind "pvc" -}}
+{{- if .Values.state.pvc.enabled -}}
 {{- if or (gt (int .Values.server.replicas) 1) (ne .Values.autoscaling.kind "none") -}}
-{{- fail "state.kind pvc is for one replica that nothing scales: a claim has one writer. For more use state.kind none" -}}
+{{- fail "state.pvc is for one replica that nothing scales: a claim has one writer" -}}
 {{- end -}}
 {{- .Values.state.pvc.existingClaim | default (printf "%s-state" (include "tidegate.fullname" .)) -}}
 {{- end -}}

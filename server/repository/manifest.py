@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -169,8 +170,17 @@ class Engine(_Part):
     build_seconds: float
 
 
+class DataFile(_Part):
+    """Weights that lie beside their ONNX file, for they don't fit it (protobuf ends at 2 GiB)."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int
+
+
 class Variant(_Part):
-    """One precision on one backend. `file` lies beside the manifest; `optimization_level` also tells the backend how to load it.
+    """One precision on one backend. `file` lies beside the manifest, and so does `data` where its weights aren't in it;
+    `optimization_level` also tells the backend how to load it.
 
     `method` says how its graph was made, `kept_fp32` which nodes were left in FP32, `tried` what else was tried. `engine` is there where
     the file is a TensorRT engine; the same precision is then there as ONNX too, first.
@@ -179,6 +189,7 @@ class Variant(_Part):
     file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int
+    data: DataFile | None = None
     precision: str
     backend: str
     target: Literal["cpu", "cuda", "tensorrt"] = "cpu"
@@ -196,6 +207,16 @@ class Variant(_Part):
     latency: Latency | None = None
     memory: Memory | None = None
     engine: Engine | None = None
+
+    @property
+    def content(self) -> str:
+        """What tells it from every other: the file's SHA-256, and that of the weights beside it."""
+        return f"{self.sha256} {self.data.sha256}" if self.data else self.sha256
+
+    @property
+    def bytes(self) -> int:
+        """Of the file and of the weights beside it."""
+        return self.size + (self.data.size if self.data else 0)
 
 
 class Source(_Part):
@@ -248,6 +269,11 @@ class Manifest(_Part):
     def variant(self, precision: str) -> Variant | None:
         """The variant of this precision, None where there's none."""
         return next((v for v in self.variants if v.precision == precision), None)
+
+
+def engine_options(engine: Engine) -> Mapping[str, object]:
+    """What the trt backend must know of an engine before it opens it."""
+    return {"version_compatible": engine.version_compatible}
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -18,7 +18,7 @@ from server.config import settings_schema
 
 CHART = Path(__file__).resolve().parents[2] / "helm" / "tidegate"
 
-SET_BY_THE_CHART = ("host", "http_port", "grpc_port", "metrics_port", "repository", "drain_delay", "drain_timeout", "tls", "admin")
+SET_BY_THE_CHART = ("host", "http_port", "grpc_port", "metrics_port", "repository", "drain_delay", "drain_timeout", "tls", "admin", "state")
 """Settings of the server that the chart derives from values of its own; giving them twice could only disagree."""
 MONITORS_OWN = ("state", "listen")
 
@@ -52,6 +52,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "items": {"enum": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]},
     },
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    "admin.port": {"type": "integer", "minimum": 1024, "maximum": 65535, "not": {"enum": [8000, 8001, 8002]}},
     "autoscaling.kind": {"enum": ["none", "hpa", "keda"]},
     "autoscaling.minReplicas": {"type": "integer", "minimum": 1},
     "autoscaling.maxReplicas": {"type": "integer", "minimum": 1},

@@ -16,6 +16,7 @@ from typing import Any
 
 from server.config import Settings
 from server.control.engines.builds import EngineBuilds
+from server.control.guarding.guarding import Guarding
 from server.control.overrides import Wish
 from server.control.precision.precisions import ASKED, Precisions
 from server.control.routing.splits import Splits
@@ -56,6 +57,8 @@ class ControlPlane:
         self._overrides, self._ensembles = self._versions.overrides, self._versions.ensembles
         self.admissions = self._versions.residents.admissions
         self.precisions = Precisions(self._versions, table, journal, changes)
+        self.guarding = Guarding(table, self, recorder, journal, changes, settings.recording.dir)
+        self.precisions.sections["guard"] = self.guarding.told
         self.engines = EngineBuilds(self._versions, table, settings.engines, journal)
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
@@ -84,6 +87,7 @@ class ControlPlane:
             self._wanted.update(parts)
             due += parts
         self.loaded = True
+        self._start(self.guarding.run())
         if watcher is not None:
             self._start(self._poll(watcher))
 
@@ -193,6 +197,14 @@ class ControlPlane:
         """Let a precision answer again. Raises NotFound, InvalidRequest where it isn't pinned out."""
         await self._to_its_end(self.precisions.unpin(name, precision, (who, why), version))
 
+    async def hold(self, name: str, version: str, precision: str) -> None:
+        """As Precisions.hold."""
+        await self._to_its_end(self.precisions.hold(name, version, precision))
+
+    def release(self, name: str, version: str, precision: str) -> None:
+        """As Precisions.release."""
+        self.precisions.release(name, version, precision)
+
     def share_out_by(self, splits: Splits) -> None:
         """Have `splits` told of what models' configurations say, and the versions that it names loaded."""
         self._store.also, self._versions.declare, splits.load = splits.also, splits.declare, self.refresh
@@ -264,6 +276,7 @@ class ControlPlane:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+        self.guarding.close()
         self.precisions.close()
         self.admissions.close()
         for entry in self._table:

@@ -286,6 +286,15 @@ _MODELS = (
         threshold=13.0,
     ),
     Named(
+        "input_drift",
+        Unit.COUNT,
+        "how far an input's mean is from the calibration set's, in standard deviations",
+        newest("tidegate_input_drift"),
+        ("tidegate_input_drift",),
+        ("model", "version", "input"),
+        threshold=1.0,
+    ),
+    Named(
         "canary_state",
         Unit.RATIO,
         "share of the traffic that the canary has",
@@ -321,5 +330,6 @@ RUNBOOKS: Mapping[str, str] = {
     "config_reload_failed": "MonitorConfigBroken",
     "model_ready": "ModelNotReady",
     "drift": "PrecisionDrift",
+    "input_drift": "InputDrift",
 }
 """Metrics whose page in docs/runbooks/ isn't called as they are."""

@@ -55,6 +55,14 @@ def clear(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Js
 
 
 @app.command()
+def purge(model: Model, url: Url = LOCAL, token_file: TokenFile = None) -> None:
+    """Remove the samples that the drift guard kept of a model."""
+    with asking(url, "DELETE", f"{_path(model)}/worst", read_token(token_file)) as response:
+        removed = orjson.loads(response.read())["removed"]
+    typer.echo(f"{removed} samples removed")
+
+
+@app.command()
 def pin(
     model: Model,
     out: Annotated[str, typer.Argument(help="The precision that may not answer for a while.")],

@@ -277,7 +277,7 @@ class Engine:
         """Run on `device` only in turn with others that do, each run on `width` of its slots."""
         self._scheduler.share = device.join(width, self._scheduler.granted)
 
-    def yields(self, yields: bool) -> None:
+    def yields(self, *, yields: bool) -> None:
         """Whether its runs may wait, so that no model keeps its device free for them."""
         if self._scheduler.share is not None:
             self._scheduler.share.yields = yields
@@ -307,13 +307,14 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing runs."""
-        return not (self._running or self._queue.rows or self.supervisor.busy)
+        """Whether nothing waits, nothing runs and no answer is kept back."""
+        kept = self.tap is not None and self.tap.busy
+        return not (self._running or self._queue.rows or self.supervisor.busy or kept)
 
     async def drain(self) -> None:
         """Refuse new requests and wait until all that wait have been answered."""
         self._open = False
-        while self._running or self._queue.rows or self.supervisor.busy or (self.tap is not None and self.tap.busy):
+        while not self.idle:
             await asyncio.sleep(DRAIN_POLL)
 
     def abandon(self) -> None:

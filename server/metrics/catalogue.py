@@ -123,6 +123,38 @@ TENANT_REQUESTS = Metric(
     ("tenant", "outcome"),
 )
 MODEL_READY = Metric("tidegate_model_ready", "gauge", "1 where the model serves, else 0.", MODEL_LABELS)
+_VERSIONS = ("model", "version")
+DRIFT_STATISTIC = Metric("tidegate_drift_statistic", "gauge", "The drift guard's statistic of a variant.", MODEL_LABELS)
+DRIFT_THRESHOLD = Metric("tidegate_drift_threshold", "gauge", "Where the drift statistic is an alarm.", MODEL_LABELS)
+DRIFT_SAMPLES = Metric("tidegate_drift_samples_total", "counter", "Rows of answers that were compared with FP32's.", MODEL_LABELS)
+DRIFT_ALARMS = Metric(
+    "tidegate_drift_alarms_total", "counter", "Alarms of the drift guard; cause is drift or not_finite.", (*MODEL_LABELS, "cause")
+)
+DISAGREEMENT = Metric("tidegate_disagreement_ratio", "gauge", "Share of the compared rows that differ from FP32's.", MODEL_LABELS)
+DISAGREEMENT_LOW = Metric("tidegate_disagreement_low_ratio", "gauge", "Lower end of that share's 95 % interval.", MODEL_LABELS)
+DISAGREEMENT_HIGH = Metric("tidegate_disagreement_high_ratio", "gauge", "Upper end of that share's 95 % interval.", MODEL_LABELS)
+NOT_FINITE = Metric(
+    "tidegate_nonfinite_answers_total",
+    "counter",
+    "Answers with NaN or Inf, by whose doing it was: variant, input, neighbour (in the same run), or unknown.",
+    (*MODEL_LABELS, "blame"),
+)
+ADMISSION = Metric("tidegate_admission_statistic", "gauge", "The statistic of a variant's test on a device without proof.", MODEL_LABELS)
+GUARD_SHARE = Metric("tidegate_guard_device_ratio", "gauge", "Share of the last minute that the guard's replays took.", _VERSIONS)
+GUARD_SECONDS = Metric("tidegate_guard_seconds_total", "counter", "Seconds that the guard's replays took.", _VERSIONS)
+GUARD_PAUSED = Metric("tidegate_guard_paused", "gauge", "1 while the guard can't ask its reference, else 0.", _VERSIONS)
+INPUT_SHIFT = Metric(
+    "tidegate_input_drift",
+    "gauge",
+    "How far an input's mean is from the calibration set's, in that one's standard deviations.",
+    (*_VERSIONS, "input"),
+)
+INPUT_STRANGE = Metric(
+    "tidegate_input_strange_ratio",
+    "gauge",
+    "Share of an input's values outside of the calibration set's range, NaN and Inf among them.",
+    (*_VERSIONS, "input"),
+)
 EMULATED = Metric("tidegate_emulated", "gauge", "1 where times are a published table's: nothing was measured.", ("model", "version"))
 SEQUENCES = Metric("tidegate_sequences", "gauge", "Sequences whose state is kept, at most sequence.max_sequences.", ("model", "version"))
 CACHE_LOOKUPS = Metric(
@@ -185,6 +217,8 @@ PROCESS = (
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
+    *(DRIFT_STATISTIC, DRIFT_THRESHOLD, DRIFT_SAMPLES, DRIFT_ALARMS, DISAGREEMENT, DISAGREEMENT_LOW, DISAGREEMENT_HIGH, NOT_FINITE),
+    *(ADMISSION, GUARD_SHARE, GUARD_SECONDS, GUARD_PAUSED, INPUT_SHIFT, INPUT_STRANGE),
     *(GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER, GPU_THROTTLED, GPU_ECC_ERRORS, GPU_AVAILABLE),
     *(
         EXPERIMENT_REQUESTS,

@@ -161,22 +161,23 @@ class Admission:
         )
 
 
-def differing(reference: Mapping[str, Tensor], answer: Mapping[str, Tensor], tolerance: float) -> tuple[bool, ...]:
+def differing(reference: Mapping[str, Tensor], answer: Mapping[str, Tensor], tolerance: float, *, classes: bool = True) -> tuple[bool, ...]:
     """For each row of an answer, whether it differs from the reference's.
 
-    Of outputs that are class scores the top-1 decides. Only where there are none, the largest distance relative to the reference's largest
-    value in that row does: over `tolerance` it differs. BYTES aren't compared. Raises ValueError where outputs, shapes or rows are unlike.
+    Of outputs that are class scores the top-1 decides; without `classes` none are, whatever they look like. Only where there are none, the
+    largest distance relative to the reference's largest value in that row does: over `tolerance` it differs. BYTES aren't compared. Raises
+    ValueError where outputs, shapes or rows are unlike.
     """
     if reference.keys() != answer.keys():
         raise ValueError(f"outputs differ: reference {sorted(reference)}, answer {sorted(answer)}")
     numbers = {name: array for name, array in reference.items() if array.dtype != object}
-    scored = {name for name, array in numbers.items() if looks_like_scores(array)}
+    scored = {name for name, array in numbers.items() if classes and looks_like_scores(array)}
     compared = scored or set(numbers)
     rows = {len(numbers[name]) if numbers[name].ndim else 1 for name in compared}
     if len(rows) > 1:
         raise ValueError(f"outputs of unlike rows can't be judged by row, got {sorted(rows)}")
     return tuple(
-        any(_row_differs(_row(reference[name], row), _row(answer[name], row), tolerance) for name in sorted(compared))
+        any(_row_differs(_row(reference[name], row), _row(answer[name], row), tolerance, bool(scored)) for name in sorted(compared))
         for row in range(max(rows, default=0))
     )
 
@@ -185,9 +186,9 @@ def _row(array: Tensor, row: int) -> Tensor:
     return array[row : row + 1] if array.ndim else array
 
 
-def _row_differs(reference: Tensor, answer: Tensor, tolerance: float) -> bool:
+def _row_differs(reference: Tensor, answer: Tensor, tolerance: float, scored: bool) -> bool:
     found = distance(reference, answer)
-    return found.disagreements > 0 if found.classified else found.max_relative > tolerance
+    return found.disagreements > 0 if scored and found.classified else found.max_relative > tolerance
 
 
 def finite(answer: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None, inputs: Mapping[str, Tensor]) -> Finite:

@@ -28,7 +28,7 @@ from tests.monitor.pages_served import reply, serving
 from tests.monitor.real_prometheus import asked, prometheus, scraped, until
 from tests.monitor.render.boards import filled
 from tests.server.metrics.nvml import FakeNvml
-from tests.server.models import identity_model, masked_model, place
+from tests.server.models import identity_model, masked_model, place, place_with_manifest
 from tests.server.running import http, in_thread, infer_json, wire
 from tests.server.test_process_lanes import PROCESS, pids
 from tests.server.test_sequences import STATE, adder_model
@@ -45,11 +45,13 @@ MONITOR = 'sources: {targets: ["127.0.0.1:9"], nvml: "off", host: true}\nlisten:
 
 
 def repository(folder: Path) -> Path:
-    """A model in a process lane, one with a cache, one that is padded, and one with state."""
+    """A model in a process lane, one with a cache, one that is padded, one with state, and one that is guarded."""
     place(folder, "m", identity_model, yaml=PROCESS)
     place(folder, "cached", identity_model, yaml="cache: {max_bytes: 1MiB}\n")
     place(folder, "padded", masked_model, yaml="batching: {pad_axes: {tokens: [1], mask: [1]}}\n")
     place(folder, "stateful", adder_model, yaml=STATE)
+    guarded = place_with_manifest(folder, "guarded", ("fp32", "int8"))
+    (guarded / "model.yaml").write_text("precision: {active: int8, guard: {sample: 100%}}\n")
     return folder
 
 

@@ -251,7 +251,8 @@ class Residents:
     async def _drained(self, variant: ServedVariant) -> None:
         """Wait until it has answered what it took, then decide whether it stays."""
         engine = variant.engine
-        assert engine is not None
+        if engine is None:  # pinned out in the same turn
+            return
         with suppress(TimeoutError):  # asked for by name, it may never be idle
             async with asyncio.timeout(self._settings.drain_timeout):
                 while not engine.idle:

@@ -9,6 +9,7 @@ from server.edges.admin.admission import add_admission
 from server.edges.admin.events import add_events
 from server.edges.admin.incident import add_incident
 from server.edges.admin.precision import add_precision
+from server.edges.admin.worst import add_worst
 from server.gate import Gate
 from server.ring import Ring
 from server.state.changes import Changes
@@ -18,5 +19,6 @@ def add_admin(app: FastAPI, gate: Gate, ring: Ring, control: ControlPlane, chang
     """Add /admin to the app of build_rest, which turns errors into answers."""
     add_incident(app, gate, ring)
     add_precision(app, gate, control)
+    add_worst(app, gate, control)
     add_admission(app, gate, control)
     add_events(app, gate, changes.events)

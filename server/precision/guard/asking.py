@@ -15,13 +15,20 @@ KNOWN_LAYOUTS = 256
 
 
 class Reference(Protocol):
-    """Where FP32 lives. `why` says why it isn't there, where it isn't."""
+    """Where FP32 lives."""
 
-    why: str
+    @property
+    def why(self) -> str:
+        """Why it isn't there, where it isn't."""
+        ...
 
     @property
     def engine(self) -> Engine | None:
         """What runs it, None while it isn't there."""
+        ...
+
+    def due(self, waiting: int) -> bool:
+        """Whether so many samples are worth asking it now."""
         ...
 
     async def summon(self, *, urgent: bool) -> Engine | None:

@@ -1,6 +1,6 @@
 """The drift guard of one version: looks at some answers of the variant that serves, computes them again in FP32, and says when it drifted.
 
-It's the tap of the engine that serves (engine.Tap) and changes nothing itself: its owner is told and acts. What serves is never kept
+It sees answers as an engine's tap (engine.Tap) and changes nothing itself: its owner is told and acts. What serves is never kept
 waiting for it, but for an answer with NaN or Inf, which doesn't leave before FP32 was asked. While FP32 can't be asked it pauses.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import random, randrange
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from server.tensors import Tensor, TensorSpec
 
 REFERENCE = "fp32"
 PACE = 0.02  # seconds between looks for an idle gap, while samples wait
+REST = 0.25  # seconds between looks while more samples are gathered first
 PATIENCE = 30.0  # seconds that a replay may take
 PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds between attempts while the reference can't be asked
 
@@ -76,6 +77,26 @@ class Counts:
     admissions: dict[str, int] = field(default_factory=lambda: {str(Verdict.ADMITTED): 0, str(Verdict.REFUSED): 0})
 
 
+Answered: TypeAlias = tuple[list[Ticket], Shares]
+
+
+class Watch:
+    """The guard as the tap of one engine."""
+
+    def __init__(self, guard: Guard, engine: Engine) -> None:
+        self._guard = guard
+        self._engine = engine
+
+    @property
+    def busy(self) -> bool:
+        """See engine.Tap."""
+        return self._guard.busy
+
+    def sift(self, tickets: list[Ticket], outputs: Mapping[str, Tensor], shares: Shares, facts: BatchFacts) -> Answered:
+        """See engine.Tap."""
+        return self._guard.sift(self._engine, (tickets, shares), outputs, facts)
+
+
 class Guard:
     """`watch` an engine, `run` it as a task, `close` it. `records` are the variants' by precision; `candidate` is the engine of one that is
     put to the test, `inputs` what is known of the calibration set's."""
@@ -108,29 +129,35 @@ class Guard:
 
     @property
     def watched(self) -> Engine | None:
+        """Whose answers are compared, None where nobody's are."""
+        engine = self._engine
+        return engine if engine is not None and engine.tap is not None else None
+
+    @property
+    def newest(self) -> Engine | None:
+        """The engine that serves, whether its answers are compared or not."""
         return self._engine
 
     def watch(self, engine: Engine | None) -> None:
-        """Look at this engine's answers from now on, and at no other's; None: at nobody's. FP32's are looked at only for a candidate."""
-        if self._engine is not None and self._engine is not engine and self._engine.tap is self:
-            self._engine.tap = None
+        """Compare this engine's answers from now on, and no other's; None: nobody's. FP32's are looked at only for a candidate. What was
+        watched before sends no NaN on while it drains, either."""
         if engine is not self._engine:
             self.waiting.clear()
         self._engine = engine
         if engine is not None:
-            engine.tap = self if engine.key.precision != REFERENCE or self.candidate is not None else None
+            needed = engine.key.precision != REFERENCE or self.candidate is not None
+            engine.tap = Watch(self, engine) if needed else None
 
-    def sift(self, tickets: list[Ticket], outputs: Mapping[str, Tensor], shares: Shares, facts: BatchFacts) -> tuple[list[Ticket], Shares]:
+    def sift(self, engine: Engine, answered: Answered, outputs: Mapping[str, Tensor], facts: BatchFacts) -> Answered:
         """See engine.Tap."""
-        engine = self._engine
-        if engine is None:
-            return tickets, shares
         record = self.records.get(facts.precision)
         if record is not None and not is_finite(outputs):
-            return self._recomputing.sift(engine, record, (tickets, shares), facts)
-        for position in self._sampler.drawn(len(tickets)):
-            self._look(engine, tickets[position], shares[position])
-        return tickets, shares
+            return self._recomputing.sift(engine, record, answered, facts)
+        if engine is self._engine:
+            tickets, shares = answered
+            for position in self._sampler.drawn(len(tickets)):
+                self._look(engine, tickets[position], shares[position])
+        return answered
 
     def _look(self, engine: Engine, ticket: Ticket, share: Mapping[str, Tensor]) -> None:
         """Keep one row of an answer, if there's room."""
@@ -166,6 +193,8 @@ class Guard:
 
     async def _turn(self) -> float:
         """Replay some samples if that may be now; seconds until the next look."""
+        if not self.reference.due(len(self.waiting)):
+            return REST
         engine = await self.reference.summon(urgent=False)
         if engine is None:
             return self._pause(self.reference.why or "FP32 isn't there")
@@ -234,7 +263,7 @@ class Guard:
         """How far a variant's answer is from the reference's; None where that can't be told."""
         record = self.records.get(precision)
         try:
-            return compare(reference, answer, record.tolerance) if record is not None else None
+            return compare(reference, answer, record.tolerance, classes=record.classes) if record is not None else None
         except ValueError:  # of unlike shapes, which another rule than this one is for
             return None
 
@@ -263,7 +292,7 @@ class Guard:
         """What it saw, for people and programs."""
         now = monotonic()
         return {
-            "watching": self._engine.key.precision if self._engine is not None and self._engine.tap is self else None,
+            "watching": self.watched.key.precision if self.watched is not None else None,
             "paused": self.paused,
             "sample": self.settings.sample,
             "budget": self.settings.budget,

@@ -45,18 +45,19 @@ class Comparison:
     divergence: float | None
 
 
-def compare(reference: Mapping[str, Tensor], answer: Mapping[str, Tensor], tolerance: float) -> Comparison | None:
-    """One row's comparison, over the outputs that the answer has; None where none of them is made of numbers.
+def compare(reference: Mapping[str, Tensor], answer: Mapping[str, Tensor], tolerance: float, *, classes: bool = True) -> Comparison | None:
+    """One row's comparison, over the outputs that the answer has; None where none of them is made of numbers. `classes`: what looks like
+    class scores is.
 
     Raises ValueError where outputs or shapes are unlike.
     """
     wanted = {name: array for name, array in reference.items() if name in answer}
-    differs = differing(wanted, answer, tolerance)
+    differs = differing(wanted, answer, tolerance, classes=classes)
     if not differs:
         return None
     pairs = [(array, answer[name]) for name, array in wanted.items() if array.dtype != object]
     found = [distance(array, other) for array, other in pairs]
-    scores = [float(divergence(array, other).max()) for array, other in pairs if looks_like_scores(array)]
+    scores = [float(divergence(array, other).max()) for array, other in pairs if classes and looks_like_scores(array)]
     return Comparison(
         differs=any(differs),
         cosine=min(each.cosine_min for each in found),
@@ -87,16 +88,18 @@ class Alarm:
 @dataclass(slots=True, eq=False)
 class Record:
     """One variant's. `admission` is the test that it takes or took where it's unproven on this device, `broken` whether it gave NaN or Inf
-    by its own doing."""
+    by its own doing, `last` the last alarm."""
 
     precision: str
     rates: Rates
     tolerance: float
+    classes: bool = True
     cusum: Cusum = field(init=False)
     admission: Admission | None = None
     nonfinite: dict[Blame, int] = field(default_factory=lambda: dict.fromkeys(Blame, 0))
     alarms: Counter[Cause] = field(default_factory=Counter)
     broken: bool = False
+    last: Alarm | None = None
     rows: int = 0
     cosine_min: float = 1.0
     cosine_sum: float = 0.0
@@ -132,7 +135,8 @@ class Record:
     def alarm(self, cause: Cause) -> Alarm:
         """It must not serve, for this cause."""
         self.alarms[cause] += 1
-        return Alarm(self.precision, cause, self.cusum.judge(), self.figures())
+        self.last = Alarm(self.precision, cause, self.cusum.judge(), self.figures())
+        return self.last
 
     @property
     def clean(self) -> bool:
@@ -174,15 +178,25 @@ class Record:
         return told
 
 
-def bounds_of(variant: Variant | None) -> tuple[float | None, float]:
-    """The upper 95 % bound of its proven disagreement, None without a proof of one, and the relative distance that its proof allows."""
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a manifest proves: the upper 95 % bound of the disagreement (None: of none), the relative distance that was allowed, and whether
+    the answers are class scores. They aren't where FP32 wasn't sure of any row: those are embeddings, whose largest value says nothing."""
+
+    disagreement: float | None = None
+    distance: float = 0.0
+    classes: bool = True
+
+
+def proof_of(variant: Variant | None) -> Proof:
+    """What is proven of a variant; nothing without one."""
     if variant is None:
-        return None, 0.0
-    proofs = [variant.parity.top1_upper95]
-    if variant.parity.task is not None:
-        proofs.append(variant.parity.task.top1_upper95)
-    known = [bound for bound in proofs if bound is not None]
-    return max(known, default=None), variant.parity.tolerance
+        return Proof()
+    parity = variant.parity
+    if parity.confident == 0:
+        return Proof(None, parity.tolerance, classes=False)
+    bounds = [parity.top1_upper95, parity.task.top1_upper95 if parity.task is not None else None]
+    return Proof(max((bound for bound in bounds if bound is not None), default=None), parity.tolerance)
 
 
 def is_finite(outputs: Mapping[str, Tensor]) -> bool:

@@ -56,6 +56,9 @@ class Here:
     def engine(self) -> Engine | None:
         return self.there
 
+    def due(self, waiting: int) -> bool:
+        return waiting > 0
+
     async def summon(self, *, urgent: bool) -> Engine | None:
         del urgent
         self.summoned += 1

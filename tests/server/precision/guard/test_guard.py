@@ -98,8 +98,11 @@ async def test_rows_of_one_request_are_one_sample(tmp_path: Path) -> None:
         (sample,) = guard.waiting.take(10)
         assert sample.inputs["x"].shape == (1, 8)
         assert np.allclose(sample.outputs["y"], right(sample.inputs["x"]), atol=1e-5)
-        guard.watch(None)
-        assert int8.tap is None
+        guard.watch(fp32)
+        assert guard.watched is None
+        await ask(int8, ROW)
+        await ask(fp32, ROW)
+        assert not guard.waiting.take(10)
 
 
 async def test_nan_in_one_input_of_many_is_answered_by_fp32_and_blamed_on_the_variant(tmp_path: Path) -> None:

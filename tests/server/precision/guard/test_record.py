@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from server.numerics import divergence
 from server.precision.drift import rates
 from server.precision.guard.inputs import ENOUGH, Input, count
-from server.precision.guard.record import Blame, Cause, Record, compare, is_finite
-from server.repository.manifest import InputStatistics
+from server.precision.guard.record import Blame, Cause, Proof, Record, compare, is_finite, proof_of
+from server.repository.manifest import InputStatistics, Variant
 from server.tensors import Tensor
+from tests.server.models import linear_model, variant
 
 SCORES = np.array([[4.0, 1.0, 0.0]], np.float32)
 
@@ -36,6 +39,21 @@ def test_a_comparison_is_the_worst_over_the_outputs_that_the_answer_has() -> Non
     embedding = compare({"y": np.ones((1, 1, 4))}, {"y": np.full((1, 1, 4), 1.2)}, 0.1)
     assert embedding is not None
     assert (embedding.differs, embedding.divergence) == (True, None)
+
+
+def test_embeddings_are_known_by_their_proof_and_judged_by_distance(tmp_path: Path) -> None:
+    near = SCORES + np.array([[-3.5, 0.0, 3.9]], np.float32)  # another best class, but not far
+    found = compare({"y": SCORES}, {"y": near}, 1.0, classes=False)
+    assert found is not None
+    assert (found.differs, found.divergence) == (False, None)
+    found = compare({"y": SCORES}, {"y": near}, 1.0)
+    assert found is not None
+    assert found.differs
+    entry = variant(linear_model(tmp_path / "model.int8.onnx"), "int8")
+    parity = {**entry["parity"], "top1_upper95": 0.03, "tolerance": 0.2}
+    for confident, wanted in ((0, Proof(None, 0.2, classes=False)), (7, Proof(0.03, 0.2)), (None, Proof(0.03, 0.2))):
+        assert proof_of(Variant.model_validate({**entry, "parity": {**parity, "confident": confident}})) == wanted
+    assert proof_of(None) == Proof()
 
 
 @given(st.integers(2, 6), st.integers(0, 1000))

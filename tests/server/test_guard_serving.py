@@ -26,6 +26,7 @@ from tests.server.running import Answer, Wire, http, infer_json, running, wire
 
 PATH = "/admin/models/net/precision"
 GUARD = "guard: {sample: 100%, budget: 100%, floor: 1000}"
+CLIENTS = 4
 Build = Callable[[Path], Path]
 
 
@@ -70,7 +71,7 @@ async def events(app: App, what: str) -> list[Any]:
 
 
 @asynccontextmanager
-async def load(app: App, clients: int = 4) -> AsyncIterator[list[Answer]]:
+async def load(app: App, clients: int = CLIENTS) -> AsyncIterator[list[Answer]]:
     """Clients that ask without a pause while the block runs; all that they were answered."""
     came: list[Answer] = []
     done = asyncio.Event()
@@ -118,10 +119,11 @@ async def test_a_poisoned_variant_falls_back_under_load_and_nobody_notices(tmp_p
         assert active(app) == "int8"
         async with load(app) as came:
             await until(lambda: active(app) == "fp32")
-            after = len(came) + 4 * 4
+            after = len(came)
             await until(lambda: len(came) > after + 50)
         assert {answer.status for answer in came} == {200}
-        assert {answer.json()["parameters"]["precision"] for answer in came[after:]} == {"fp32"}
+        late = [answer for answer in came[after:] if answer.json()["parameters"]["precision"] == "int8"]
+        assert len(late) <= 2 * CLIENTS, "what each client had asked for before"
         async with wire(app) as connection:
             assert np.allclose(answer_of(await connection.ask(infer_json("net", row(1)))), right(row(1)), atol=1e-4)
         await until(lambda: app.control.guarding.of(("net", "1")).acting is None)  # type: ignore[union-attr]

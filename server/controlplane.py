@@ -16,6 +16,7 @@ from typing import Any
 
 from server.config import Settings
 from server.control.overrides import Wish
+from server.control.precision.stepping import Stepping
 from server.control.precision.switching import ASKED, Switching
 from server.control.versions import NOT_LOADED, UNLOADED, Versions
 from server.ensemble import Start
@@ -55,6 +56,8 @@ class ControlPlane:
         self._overrides, self._ensembles = self._versions.overrides, self._versions.ensembles
         self.precisions, self.admissions = self._versions.precisions, self._versions.admissions
         self._switching = Switching(self._versions, journal, changes)
+        self.stepping = Stepping(table, self, recorder, journal)
+        self.frozen: set[str] = set()  # the models on which an experiment runs: their ladders stand still
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
         self.loaded = False
@@ -78,6 +81,7 @@ class ControlPlane:
             self._wanted.update(parts)
             due += parts
         self.loaded = True
+        self._start(self.stepping.run())
         if watcher is not None:
             self._start(self._poll(watcher))
 
@@ -172,6 +176,18 @@ class ControlPlane:
         Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch.
         """
         await self._to_its_end(self._switching.switch(name, precision, who, why))
+
+    def chosen(self, name: str) -> str | None:
+        """The precision that an operator chose over the model's own configuration and its ladder, None for none."""
+        return self.precisions.chosen(name)
+
+    def stepped(self, name: str) -> str | None:
+        """The precision that the server stepped to by itself, None while the model's own configuration says."""
+        return self.precisions.stepped(name)
+
+    def switching(self, name: str) -> bool:
+        """Whether a model is being loaded or switched just now."""
+        return self._versions.lock(name).locked()
 
     def _parts(self, name: str) -> list[str]:
         """The models that an ensemble is made of, none of another model's."""

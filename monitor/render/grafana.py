@@ -17,6 +17,7 @@ from server.metrics import catalogue
 UID = "tidegate"
 WIDTH, HEIGHT, COLUMNS = 8, 8, 24
 VARIABLES = ("instance", "model", "version", "precision")
+_LADDER = 'model=~"$model", precision=~"$precision", instance=~"$instance"'
 _MODEL = 'model=~"$model", version=~"$version", precision=~"$precision", instance=~"$instance"'
 _QUEUE = 'model=~"$model", version=~"$version", instance=~"$instance"'
 _SERVER = 'instance=~"$instance"'
@@ -81,6 +82,13 @@ PANELS: Sequence[tuple[str, Sequence[Panel]]] = (
                 "short",
                 "tidegate_active_precision",
             ),
+            Panel("Requests by precision", [_rate(catalogue.REQUESTS.name, "model, precision", _MODEL)], "reqps"),
+            Panel(
+                "Use of each precision",
+                [(f"max by (model, precision) ({catalogue.LADDER_UTILIZATION.name}{{{_LADDER}}})", "{{model}} {{precision}}")],
+                "percentunit",
+            ),
+            Panel("Steps of the ladder", [_rate(catalogue.LADDER_STEPS.name, "model, precision, reason", _LADDER)], "short"),
             Panel("Drift", [(f"max by (model) (tidegate_drift_statistic{{{_MODEL}}})", "{{model}}")], "short", "tidegate_drift_statistic"),
             Panel(
                 "Canary",

@@ -11,6 +11,7 @@ from typing import Any
 from server.backends.registry import EMULATED
 from server.cache import Answers, Cached
 from server.control.memory import memory_of
+from server.control.precision.rungs import preferred_rows_per_s
 from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
@@ -65,6 +66,7 @@ class Serving:
             filename=spec.path.name,
             device=spec.device,
             memory=memory_of(spec, opened.lanes),
+            expected=loadable.expected,
         )
         unbatched = "" if warmup.batched or config.decoupled else proved or warmup.why
         served.note = served.reason = "; ".join(filter(None, (loadable.note, *_notes(served, unbatched))))
@@ -106,7 +108,13 @@ class Serving:
         gauge("tidegate_capacity_rows_per_second", labels, lambda: capacity_of(served).rows_per_s)
         gauge("tidegate_run_seconds", labels, lambda: capacity_of(served).run_seconds)
         offered = Rate(lambda: engine.offered_rows)
-        gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (capacity_of(served).rows_per_s or math.inf))
+        gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (preferred_rows_per_s(served) or math.inf))
+        gauge("tidegate_active_precision", labels, lambda: float(self._answers(served, engine)))
+
+    def _answers(self, served: ServedVersion, engine: Engine) -> bool:
+        """Whether it's this engine that the version's requests go to."""
+        found = self._table.version(served.model, served.version)
+        return found is not None and found.engine is engine
 
     def _watch(self, served: ServedVersion, supervisor: Supervisor) -> None:
         """Tell what becomes of process lanes, and take the version off the table while none of them lives."""

@@ -12,6 +12,7 @@ from server.engine.engine import Engine
 from server.messages import CancelHandle, InferRequest, ModelKey, OnResponse
 from server.metrics.figures import Figures
 from server.metrics.statistics import Memory
+from server.repository.declare.expected import Expected
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
 from server.tensors import TensorSpec
@@ -47,7 +48,8 @@ class ServedVersion:
     `front` takes the requests in the engine's place where there's one.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
     is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load. `note` is what `reason` says while
-    all is well, `leaving` the version as it served while it answers its last requests."""
+    all is well, `leaving` the version as it served while it answers its last requests. `expected` are the precisions that it has, with
+    what others measured of them."""
 
     model: str
     version: str
@@ -65,6 +67,7 @@ class ServedVersion:
     device: str = "cpu"
     memory: tuple[Memory, ...] = ()
     front: Front | None = None
+    expected: Expected = field(default_factory=dict)
 
     @property
     def serving(self) -> Front | None:

@@ -29,6 +29,7 @@ class Precisions:
     def __init__(self, table: ServingTable) -> None:
         self._table = table
         self._chosen: dict[str, str] = {}
+        self._stepped: dict[str, str] = {}
         self._asked: dict[str, int] = {}
 
     def ask(self, name: str) -> int:
@@ -45,21 +46,30 @@ class Precisions:
         """What holds over model.yaml, None where that holds itself."""
         return self._chosen.get(name)
 
-    def choose(self, name: str, precision: str | None) -> None:
-        """Have a precision hold for the next loads; None clears it."""
-        if precision is None:
-            self._chosen.pop(name, None)
-        else:
-            self._chosen[name] = precision
+    def stepped(self, name: str) -> str | None:
+        """What was stepped to without an operator, while no choice of his holds."""
+        return self._stepped.get(name)
+
+    def held(self, name: str) -> tuple[str | None, str | None]:
+        """What was chosen and what was stepped to, for `hold` to bring back."""
+        return self._chosen.get(name), self._stepped.get(name)
+
+    def hold(self, name: str, chosen: str | None, stepped: str | None) -> None:
+        """Have them hold for the next loads, the operator's choice before the step; None for none."""
+        for held, precision in ((self._chosen, chosen), (self._stepped, stepped)):
+            if precision is None:
+                held.pop(name, None)
+            else:
+                held[name] = precision
 
     def forget(self, name: str) -> None:
         """A model is unloaded."""
-        self._chosen.pop(name, None)
+        self.hold(name, None, None)
         self._asked.pop(name, None)
 
     def over(self, entry: Entry) -> Entry:
         """The entry with what was chosen laid over it."""
-        chosen = self._chosen.get(entry.name)
+        chosen = self._chosen.get(entry.name) or self._stepped.get(entry.name)
         if chosen is None:
             return entry
         return replace(entry, over={**entry.over, "precision": {**entry.over.get("precision", {}), "active": chosen}})
@@ -99,6 +109,4 @@ def switched(name: str, before: Sequence[PrecisionRow], now: Sequence[str], aske
 def _row_of(served: ServedVersion) -> PrecisionRow:
     assert served.serving is not None
     active = served.serving.key.precision
-    variants = served.manifest.variants if served.manifest is not None else ()
-    available = dict.fromkeys(variant.precision for variant in variants if variant.engine is None) or {active: None}
-    return PrecisionRow(served.version, active, tuple(available))
+    return PrecisionRow(served.version, active, tuple(served.expected) or (active,))

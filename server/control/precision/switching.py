@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from server.control.overrides import Wish
 from server.control.precision.precisions import not_switched, switched
+from server.control.precision.stepping import AUTOMATIC
 from server.control.versions import Versions
 from server.logs import Journal
 from server.state.changes import Changes
@@ -23,12 +24,12 @@ class Switching:
         turn = self._precisions.ask(name)
         async with self._versions.lock(name):
             self._precisions.check_newest(name, turn, precision)
-            rows, before = self._precisions.checked(name, precision), self._precisions.chosen(name)
+            rows, before = self._precisions.checked(name, precision), self._precisions.held(name)
             _, listing = await self._versions.find(name, Wish())
-            self._precisions.choose(name, precision)
+            self._precisions.hold(name, *((None, precision) if who in AUTOMATIC else (precision, None)))
             faults = await self._versions.apply(name, listing)
             if faults:
-                self._precisions.choose(name, before)
+                self._precisions.hold(name, *before)
                 await self._versions.apply(name, listing)  # those versions that had switched, back
                 raise not_switched(name, rows, precision, faults)
             now = [row.active for row in self._precisions.rows(name)]

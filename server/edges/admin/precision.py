@@ -35,6 +35,25 @@ def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
         await control.switch(model, None, who)
         return JSONResponse(_precisions(control, model))
 
+    @app.post(f"{PATH}/step", tags=["admin"], summary='Step a model\'s precision now: `{"direction": "down"}`')
+    async def step(model: str, request: Request) -> Response:
+        who = allow(request, Operation.PRECISION).name
+        down, why = _stepped(await json_object(request))
+        await control.stepping.step(model, who, why, down=down)
+        return JSONResponse(_precisions(control, model))
+
+
+def _stepped(said: dict[str, Any]) -> tuple[bool, str]:
+    """Down unless it says up, and why: an alert's action sends the alert's name, its own and the alert's fingerprint."""
+    direction = said.get("direction", "down")
+    if not said.keys() <= {"direction", "reason", "by", "fingerprint"} or direction not in ("down", "up"):
+        raise InvalidRequest(f'expected {{"direction": "down" or "up", "reason": TEXT}}, got {str(said)[:100]}')
+    told = [said.get(part, "") for part in ("reason", "by")]
+    if not all(isinstance(part, str) for part in told):
+        raise InvalidRequest(f"reason and by: expected text, got {str(told)[:100]}")
+    why, by = told
+    return direction == "down", (why or "asked for through the admin API") + (f" (by {by})" if by else "")
+
 
 def _wished(said: dict[str, Any]) -> str:
     if said.keys() != {"active"} or not isinstance(said["active"], str):
@@ -45,4 +64,6 @@ def _wished(said: dict[str, Any]) -> str:
 def _precisions(control: ControlPlane, model: str) -> dict[str, Any]:
     rows = control.precisions.rows(model)
     versions = [{"version": row.version, "active": row.active, "available": list(row.available)} for row in rows]
-    return {"model": model, "chosen": control.precisions.chosen(model), "versions": versions}
+    said = {"model": model, "chosen": control.precisions.chosen(model), "versions": versions}
+    stepping = control.stepping.told(model)
+    return said if stepping is None else {**said, "stepping": stepping}

@@ -1,58 +1,166 @@
-"""Every level and precision of the demo's models, exported and proved: `make parity-matrix`. A cell is what the manifest says of it.
+"""Every level and precision of six trained models, exported and proved: `make parity-matrix`. A cell is what the manifest says of it.
 
-Exit status 0 when every cell could be made: five levels in three precisions each. Names of models measure those alone
-(`python -m benchmarks.parity_matrix digits`). The figures are in build/bench.
+A model is exported at a level in all its precisions at once; where that fails, in each alone, so that what fails is one cell with its
+reason. What was made is kept under build/bench/parity-matrix, one file for a model at a level, and isn't made again by the next run: a
+run that was stopped goes on where it was, and cells that failed are tried again. `--fresh` makes all anew. Names of models make those
+alone (`python -m benchmarks.parity_matrix digits`). Exit status 0 when every cell could be made.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.command import run
-from benchmarks.export_models import WORK, digits_flags, example, export, minilm_flags, weights
-from benchmarks.harness import BenchError, Report
+from benchmarks.export_models import WORK, digits_flags, example, export, minilm_flags, photo_flags, weights
+from benchmarks.harness import BUILD, BenchError, Report
 from examples.console import step
+from server.repository.manifest import Variant
 
 LEVELS = (0, 1, 2, 3, 4)
-PRECISIONS = "fp32,fp16,int8"
+PRECISIONS = ("fp32", "fp16", "int8")
+MODELS = ("digits", "minilm", "mobilenet_v2", "efficientnet_lite0", "crepe_tiny", "voice_encoder")
+DONE = BUILD / "parity-matrix"
+TABLE = BUILD / "parity-matrix.md"
+COLUMNS = ("model", "asked", "kept", "precision", "MB", "nodes", "ms at 1/8/32 rows", "differs by", "mean cosine", "made")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A precision of a model at a level: its figures, or why there are none. `seconds` is what its export took, with those beside it."""
+
+    model: str
+    level: int
+    precision: str
+    seconds: float
+    kept: int = 0
+    size: int = 0
+    nodes: int = 0
+    latency: tuple[float, ...] = ()
+    max_abs: float = 0.0
+    cosine: float = 0.0
+    method: str = ""
+    failure: str = ""
+
+    def row(self) -> tuple[str, ...]:
+        """The cell as the table has it."""
+        head = (self.model, str(self.level))
+        if self.failure:
+            return (*head, "-", self.precision, "-", "-", "-", "-", "-", f"failed: {self.failure}")
+        times = " ".join(f"{1e3 * seconds:.3g}" for seconds in self.latency)
+        size = f"{self.size / 1e6:.2f}"
+        return (
+            *head,
+            str(self.kept),
+            self.precision,
+            size,
+            str(self.nodes),
+            times,
+            f"{self.max_abs:.1e}",
+            f"{self.cosine:.5f}",
+            self.method,
+        )
 
 
 def measure(report: Report, console: Console) -> None:
-    """Fill the report's details, and show them as a table."""
-    shutil.rmtree(WORK, ignore_errors=True)
+    """Make the cells that are missing, fill the report's details, and show all that were asked for as a table."""
+    asked = [name for name in sys.argv[1:] if name != "--fresh"] or list(MODELS)
+    if unknown := set(asked) - set(MODELS):
+        raise BenchError(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
+    if "--fresh" in sys.argv[1:]:
+        shutil.rmtree(DONE, ignore_errors=True)
     folder = weights(console)
-    table = Table("model", "asked for", "level kept", "precision", "size", "nodes", "differs by", "mean cosine", "method")
-    failed: list[str] = []
-    flags = {"digits": digits_flags(), "minilm": minilm_flags(folder), "mobilenet_v2": ()}
-    asked = sys.argv[1:] or list(flags)
-    for name in asked:
-        for level in LEVELS:
-            with step(console, f"{name} at level {level}"):
-                failed += _cell(report, table, name, level, flags[name])
-    console.print(table)
-    if failed:
-        raise BenchError(f"{len(failed)} of {len(LEVELS) * len(asked)} exports failed: {'; '.join(failed)}")
+    flags = {"digits": digits_flags(), "minilm": minilm_flags(folder), "efficientnet_lite0": photo_flags()}
+    cells = [cell for name in asked for level in LEVELS for cell in _made(console, name, level, flags.get(name, ()))]
+    report.details |= {f"{cell.model} level {cell.level} {cell.precision}": asdict(cell) for cell in cells}
+    print(_table(cells))
+    spent = {name: sum({cell.level: cell.seconds for cell in cells if cell.model == name}.values()) for name in asked}
+    print("seconds of exporting: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in spent.items()))
+    if failed := [cell for cell in cells if cell.failure]:
+        report.write()
+        some = "; ".join(f"{cell.model} level {cell.level} {cell.precision}: {cell.failure}" for cell in failed[:3])
+        raise BenchError(f"{len(failed)} of {len(cells)} cells failed: {some}{'; …' if len(failed) > 3 else ''}")
 
 
-def _cell(report: Report, table: Table, name: str, level: int, flags: tuple[str, ...]) -> list[str]:
-    """Export one model at one level, its precisions too; what failed."""
+def _table(cells: Sequence[Cell]) -> str:
+    """In Markdown, for the documentation; it's written to TABLE too."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS), *(cell.row() for cell in cells)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    TABLE.write_text(text + "\n")
+    return text
+
+
+def _made(console: Console, name: str, level: int, flags: Sequence[str]) -> list[Cell]:
+    """The cells of a model at a level, those that were made before as they are on disk."""
+    path = DONE / f"{name}-{level}.json"
+    before = _read(path)
+    missing = [precision for precision in PRECISIONS if precision not in before]
+    if missing:
+        with step(console, f"{name} at level {level}: {', '.join(missing)}"):
+            found = {**before, **{cell.precision: cell for cell in _export(name, level, missing, flags)}}
+            _write(path, [found[precision] for precision in PRECISIONS])
+        return [found[precision] for precision in PRECISIONS]
+    return [before[precision] for precision in PRECISIONS]
+
+
+def _export(name: str, level: int, precisions: Sequence[str], flags: Sequence[str]) -> Iterator[Cell]:
+    """All at once; where that fails, each alone."""
+    started = time.monotonic()
+    entry = f"{name}_{level}"
     try:
-        made = export(f"{name}_{level}", example(name), "--optimization-level", str(level), "--precisions", PRECISIONS, *flags)
+        made = export(entry, example(name), "--optimization-level", str(level), "--precisions", ",".join(precisions), "--resume", *flags)
     except BenchError as error:
-        return [str(error)]
-    for variant in made.manifest.variants:
-        parity = variant.parity
-        nodes, cosine = list(variant.nodes.values())[-1], parity.cosine_mean or 0.0
-        row = (name, str(level), str(variant.optimization_level), variant.precision, f"{variant.size:,}", str(nodes))
-        table.add_row(*row, f"{parity.max_abs:.1e}", f"{cosine:.5f}", (variant.method or "")[:40])
-        report.details[f"{name} level {level} {variant.precision}"] = variant.model_dump(
-            mode="json", include={"size", "nodes", "parity", "method"}
-        )
-    return []
+        if len(precisions) == 1:
+            why = str(error).removeprefix(f"the export of {entry} failed: ")
+            yield Cell(name, level, precisions[0], time.monotonic() - started, failure=why)
+            return
+        for precision in precisions:
+            yield from _export(name, level, [precision], flags)
+        return
+    finally:
+        shutil.rmtree(WORK / "models" / entry, ignore_errors=True)
+    seconds = time.monotonic() - started
+    yield from (_cell(name, level, variant, seconds) for variant in made.manifest.variants)
+
+
+def _cell(name: str, level: int, variant: Variant, seconds: float) -> Cell:
+    times = variant.latency.seconds if variant.latency else {}
+    return Cell(
+        name,
+        level,
+        variant.precision,
+        seconds,
+        kept=variant.optimization_level,
+        size=variant.size,
+        nodes=list(variant.nodes.values())[-1],
+        latency=tuple(times.values()),
+        max_abs=variant.parity.max_abs,
+        cosine=variant.parity.cosine_mean or 0.0,
+        method=f"{variant.method or ''}{f', {len(variant.kept_fp32)} nodes in FP32' if variant.kept_fp32 else ''}",
+    )
+
+
+def _read(path: Path) -> Mapping[str, Cell]:
+    """The cells of a file that were made, by precision."""
+    if not path.is_file():
+        return {}
+    cells = [Cell(**cell) for cell in json.loads(path.read_text())]
+    return {cell.precision: cell for cell in cells if not cell.failure}
+
+
+def _write(path: Path, cells: Sequence[Cell]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
+    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.harness import Report, Target
 from benchmarks.roll_outs import ALPHA, OUTCOME, Event, Latency, Traffic, fixed_size, found, harmless
 from server.router.canary import OUTRIGHT, Action, Plan, Standing, judge
-from server.router.evidence import UNIT, Arm, Cell, Evidence, Sums
+from server.router.evidence import MOST_BLOCKS, UNIT, Arm, Evidence, Sums
 from server.router.experiment import EXPOSURES, Guard
 from server.router.rules import choose, split
 
@@ -24,6 +24,7 @@ CALLS, REPEATS = 50_000, 9
 RUNS, SLOW_RUNS = 2000, 500
 BURST_RUNS, BURST, BURST_SECONDS = 400, 16, 60
 GUARDS = 3
+LOOKED_AT = ("errors", "latency", "slow", "outcome", "rating")
 ERRORS, LATENCY = Event((0.01, 0.03), 0.01), Latency(1.2, 0.1)
 EQUAL = (Event((0.01, 0.01), 0.01), Latency(1.0, 0.1), Event((0.10, 0.10), 0.03, lower=True))
 WIDTH = 150  # columns of what goes into a file
@@ -56,6 +57,27 @@ def costs() -> Iterator[Target]:
     for name, key, most in (("weights", "", 1.5), ("sticky", "user-1234567890", 3.0)):
         seconds = timeit.repeat(lambda key=key: choose(rules, ready, "2", key, 0.3), number=CALLS, repeat=REPEATS)  # type: ignore[misc]
         yield Target(f"µs a choice by {name}", min(seconds) / CALLS * 1e6, most, at_most=True, note=f"best of {REPEATS} × {CALLS}")
+
+
+def looks() -> Iterator[Target]:
+    """Milliseconds of a look at as much evidence as there ever is, after a run's was added; microseconds of what a run adds."""
+    plan = Plan("m", tuple(Guard(metric, 0.1) for metric in LOOKED_AT), (1, 5, 25, 50, 100), min_seconds=1e6)
+    evidence, random, last = Evidence(), np.random.default_rng(8), float(MOST_BLOCKS - 1)
+    for second in range(MOST_BLOCKS):
+        for metric in LOOKED_AT:
+            for share in plan.steps[:-1]:
+                for arm in Arm:
+                    evidence.count(metric, share, arm, Sums.of(random.random(8) < 0.1), second)
+    run = [0.01 * number for number in range(32)]
+    most = min(timeit.repeat(lambda: evidence.count("latency", 50, Arm.CANARY, Sums.of(run), last), number=2000, repeat=REPEATS))
+    yield Target("µs a value that a run adds", most / 2000 / len(run) * 1e6, 0.5, at_most=True, note=f"{len(run)} values at once")
+
+    def look() -> None:
+        evidence.count("latency", 50, Arm.CANARY, Sums.of(run), last)
+        judge(plan, Standing(3, 0.0), evidence, last + 1)
+
+    note = f"{len(LOOKED_AT)} guards, {len(plan.steps) - 1} shares, {MOST_BLOCKS} blocks each"
+    yield Target("ms a look at a canary", min(timeit.repeat(look, number=20, repeat=REPEATS)) / 20 * 1e3, 2.0, at_most=True, note=note)
 
 
 def bad(one: Bad, table: Table) -> Iterator[Target]:
@@ -105,7 +127,7 @@ def _burst(plan: Plan, seed: int) -> bool:
         canary = int(random.binomial(100, 0.5))
         for arm, n in ((Arm.BASELINE, 100 - canary), (Arm.CANARY, canary)):
             failed = int(random.binomial(n // BURST, 0.05)) * BURST * UNIT
-            evidence.cells[Cell(EXPOSURES, 50, second, arm)] = Sums(n, failed, failed * UNIT)
+            evidence.count(EXPOSURES, 50, arm, Sums(n, failed, failed * UNIT), second)
         if judge(plan, Standing(0, 0.0), evidence, second + 1.0).action is Action.ROLL_BACK:
             return True
     return False
@@ -132,7 +154,7 @@ def main() -> None:
         console = Console(width=WIDTH)
     worse = Table("worse canary", "median, 50 %", "at most", f"alpha over {GUARDS}", "1 % first, 10/s", "1 % first, 1,000/s", "seed")
     same = Table("equal canary", "rolled back", "ever promoted", "median until then", "runs", "seed")
-    report.targets += [*costs(), *outright()]
+    report.targets += [*costs(), *looks(), *outright()]
     for one in track(BAD, "bad canaries", console=console, transient=True):
         report.targets += bad(one, worse)
     for rate in track(EQUAL_SEEDS, "equal canaries", console=console, transient=True):

@@ -24,7 +24,7 @@ from exporters.sources.pytorch import Sample, Traced
 from server.backends.base import Backend, VariantSpec
 from server.backends.registry import TENSORRT, backend_named
 from server.numerics import Distance
-from server.repository.manifest import Engine, Manifest, Tried
+from server.repository.manifest import Engine, Manifest, Memory, Tried
 from server.tensors import TensorSpec
 
 BACKEND = "onnxruntime"
@@ -45,7 +45,8 @@ class Candidate:
     """One file that may become the variant of a precision. `method` says how it was made, `kept` which nodes stayed FP32.
 
     `nodes` are its node counts after each step that changed it. `failures` say, once it was proved, what keeps it from being the same
-    model; `runs` are seconds of runs by rows, where it was timed; `judged` what a labelled set says. `engine` is there where the file
+    model; `runs` are seconds of runs by rows, where it was timed, and `memory` what a process held that served it; `judged` what a labelled
+    set says. `engine` is there where the file
     is a TensorRT engine.
     """
 
@@ -60,6 +61,7 @@ class Candidate:
     distances: Mapping[str, Distance] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     runs: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    memory: Memory | None = None
     judged: Judged | None = None
     tried: tuple[Tried, ...] = ()
     engine: Engine | None = None
@@ -155,7 +157,15 @@ class Draft:
     @contextmanager
     def opened(self, candidate: Candidate) -> Iterator[Backend]:
         """The candidate as it will be served: opened by its backend, at its level. Raises ModelDefect."""
-        spec = VariantSpec(
+        backend = backend_named(candidate.backend).open(self.spec(candidate))
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def spec(self, candidate: Candidate) -> VariantSpec:
+        """What a server opens of it."""
+        return VariantSpec(
             model=self.plan.name,
             version=str(self.plan.version or "new"),
             precision=candidate.precision,
@@ -167,11 +177,6 @@ class Draft:
             inputs=self.inputs,
             outputs=self.traced.outputs,
         )
-        backend = backend_named(candidate.backend).open(spec)
-        try:
-            yield backend
-        finally:
-            backend.close()
 
     def suspects(self) -> str:
         """Where the tracer may have gone wrong, for a message."""

@@ -14,7 +14,7 @@ from server.repository.manifest import Manifest, Parity, Variant
 
 
 def manifest_table(manifest: Manifest) -> Table:
-    """Size, nodes, measured latency and parity of each variant; of several their speed against the first, of other
+    """Size, nodes, measured latency, memory and parity of each variant; of several their speed against the first, of other
     precisions than FP32 their cosine.
     """
     variants = manifest.variants
@@ -25,6 +25,7 @@ def manifest_table(manifest: Manifest) -> Table:
     columns = (
         *(("level", _level), ("size", lambda variant: decimal(variant.size)), ("nodes", _last_nodes if inexact else _nodes)),
         (latency, lambda variant: _latency(variant, rows)),
+        *((("peak\nmemory", _memory),) if any(variant.memory for variant in variants) else ()),
         *((("speed", lambda variant: _speed(variants[0], variant)),) if several else ()),
         ("differs\nby", lambda variant: f"{variant.parity.max_abs:.1e}"),
         *((("mean\ncosine", lambda variant: cosine(variant.parity.cosine_mean)),) if inexact else ()),
@@ -60,11 +61,19 @@ def _variant_lines(variant: Variant) -> list[str]:
     lines.append(
         f"  proved on {parity.samples} rows against {parity.reference}, by {parity.runtime or 'unknown'} on {parity.device or 'unknown'}"
     )
+    if held := variant.memory:
+        lines.append(
+            f"  {decimal(held.peak)} at most in a process that serves {held.rows} rows, {decimal(held.bare)} before it opened the file"
+        )
     if rows:
         lines.append(f"  calibrated on {rows.rows} rows ({rows.origin}), chosen by {rows.chosen_by} others")
     if task:
         lines.append(f"  {task.metric} {task.value:.4f} on {task.rows} labelled rows, {task.reference:.4f} in FP32")
     return lines
+
+
+def _memory(variant: Variant) -> str:
+    return decimal(variant.memory.peak) if variant.memory else "-"
 
 
 def _level(variant: Variant) -> str:

@@ -21,7 +21,7 @@ from exporters.parity import kept
 from exporters.parity.report import pruning_line
 from exporters.parity.task import labelled_set
 from exporters.plan import ExportError, Plan
-from exporters.proof import admit, prove, time_together
+from exporters.proof import admit, prove, time_together, weigh_memory
 from exporters.provenance import engine_name, manifest
 from exporters.resume import Finished, finished_folder
 from exporters.sources import pytorch
@@ -69,7 +69,7 @@ def steps(plan: Plan) -> tuple[Step, ...]:
         *learn,
         *made,
         *engines,
-        Step("measure its latency", _time),
+        Step("measure its latency and memory", _time),
         Step("write the result", _package),
     )
 
@@ -163,6 +163,7 @@ def _time(draft: Draft) -> None:
         return
     variants = list(draft.variants.values())
     time_together(draft, variants)
+    weigh_memory(draft, variants)
     for variant in variants[1:]:
         gain = speed_up(variants[0].seconds, variant.seconds)
         if gain < 1 / MARGIN:

@@ -10,6 +10,7 @@ import numpy as np
 from exporters.draft import Candidate, Draft
 from exporters.formats import to_onnx, to_trt
 from exporters.parity import measure, report
+from exporters.parity.resident import resident
 from exporters.parity.task import Judged, judged
 from exporters.plan import ExportError
 from exporters.precision.calibration import CalibrationSet
@@ -108,3 +109,13 @@ def time_together(draft: Draft, candidates: Sequence[Candidate]) -> None:
         found = measure.latencies(backends, next(draft.traced.samples()), draft.traced.unbatched is None)
     for candidate, runs in zip(candidates, found, strict=True):
         candidate.runs = runs
+
+
+def weigh_memory(draft: Draft, candidates: Sequence[Candidate]) -> None:
+    """What a process of its own holds that serves each candidate."""
+    specs = [draft.spec(candidate) for candidate in candidates]
+    found = resident(specs, next(draft.traced.samples()), draft.traced.unbatched is None, draft.work / "resident")
+    for candidate, memory in zip(candidates, found, strict=True):
+        candidate.memory = memory
+        if memory is None:
+            draft.reporter.note(f"{candidate.precision}: the memory that it takes couldn't be measured: its process was killed")

@@ -81,6 +81,7 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
             update={"reference": reference, "runtime": runtime, "device": device, "task": task, "confident_needed": needed}
         ),
         latency=latency,
+        memory=made.memory,
         engine=made.engine,
     )
 

@@ -14,9 +14,11 @@ import orjson
 
 from server.config import Settings
 from server.control.dials import Dials
+from server.control.routing.splits import Splits
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
 from server.edges.admin.routes import add_admin
+from server.edges.admin.weights import add_weights
 from server.edges.extensions.configuration import add_configuration
 from server.edges.extensions.generate import add_generate
 from server.edges.extensions.repository import add_repository
@@ -73,6 +75,8 @@ class App:
         self.events = events_of(settings)
         changes = Changes(self.events, self.journal)
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
+        self.splits = Splits(self.table, self.router, self.events, self.journal)
+        self.control.share_out_by(self.splits)
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -87,7 +91,9 @@ class App:
         add_generate(rest, self.edge)
         add_repository(rest, self.gate, self.control)
         add_settings(rest, self.gate, self.dials)
+        add_weights(rest, self.gate, self.splits)
         self.http = HttpServer(settings, rest, self.edge)
+        self.router.on_steer = lambda: self.http.look_for(self.router.headers())
         servicer = Servicer(
             *(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready),
             *(statistics, self.dials, self.regions),
@@ -127,6 +133,7 @@ class App:
         if (sender := self.dials.sender) is not None:
             self.recorder.gauge("tidegate_traces_dropped_total", {}, lambda: float(sender.dropped))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
+        await self.splits.restore()
         await self.control.load_all()
 
     def ready_line(self) -> str:

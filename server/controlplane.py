@@ -18,6 +18,7 @@ from server.config import Settings
 from server.control.overrides import Wish
 from server.control.precision.stepping import Stepping
 from server.control.precision.switching import ASKED, Switching
+from server.control.routing.splits import Splits
 from server.control.versions import NOT_LOADED, UNLOADED, Versions
 from server.ensemble import Start
 from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
@@ -188,6 +189,19 @@ class ControlPlane:
     def switching(self, name: str) -> bool:
         """Whether a model is being loaded or switched just now."""
         return self._versions.lock(name).locked()
+
+    def share_out_by(self, splits: Splits) -> None:
+        """Have `splits` told of what models' configurations say, and the versions that it names loaded."""
+        self._store.also, self._versions.declare, splits.load = splits.also, splits.declare, self.refresh
+
+    async def refresh(self, name: str) -> None:
+        """Serve what is offered of a model now. What can't be served says so in the index. Raises Unavailable."""
+        await self._to_its_end(self._refresh(name))
+
+    async def _refresh(self, name: str) -> None:
+        async with self._versions.lock(name):
+            _, listing = await self._versions.find(name, Wish())
+            await self._versions.apply(name, listing)
 
     def _parts(self, name: str) -> list[str]:
         """The models that an ensemble is made of, none of another model's."""

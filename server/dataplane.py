@@ -46,6 +46,7 @@ class DataPlane:
         tracer: Tracer | None = None,
     ) -> None:
         self._router = router
+        self._traffic = router.traffic
         self._recorder = recorder
         self._journal = journal
         self._lending = lending
@@ -61,7 +62,11 @@ class DataPlane:
             return self._lending.infer(request, request.shared, on_response, partial(self.infer, streamed=streamed))
         version = request.version
         try:
-            route = self._router.route(request.model, request.version)
+            traffic = None if version else self._traffic.get(request.model)
+            if traffic is None:
+                route = self._router.route(request.model, version)
+            else:
+                route = self._router.share_out(request, traffic)
             version = route.version
             admit(request, route.engine.terms)
             if request.explain:
@@ -69,6 +74,8 @@ class DataPlane:
             if request.outputs and wants_classes(request.outputs):
                 on_response = classified(request, route.engine.outputs, on_response, batched=route.engine.max_rows > 0)
             submit = getattr(route.engine, "stream", route.engine.submit) if streamed else route.engine.submit
+            if traffic is not None:
+                return traffic.submit(request, route.reason, submit, on_response)
             return submit(request, on_response)
         except TidegateError as error:
             on_response(InferResponse(request.model, request.version, request.id, error=error), True)
@@ -83,7 +90,8 @@ class DataPlane:
                     self._recording.arrived(event, request)
 
     def step(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
-        """Run and account a request that the server itself makes for a step of an ensemble."""
+        """Run and account a request that the server itself makes for a step of an ensemble. It has its whole's id, and no headers or
+        parameters: where its model's traffic is shared out, it's drawn, or goes by its id where that is the sticky key."""
 
         def answered(response: InferResponse, final: bool) -> None:
             if final:
@@ -92,18 +100,24 @@ class DataPlane:
             on_response(response, final)
 
         try:
-            engine = self._router.route(request.model, request.version).engine
+            traffic = None if request.version else self._traffic.get(request.model)
+            route = self._router.route(request.model, request.version) if traffic is None else self._router.share_out(request, traffic)
+            engine = route.engine
             request.priority = 0 if request.priority > engine.terms.priorities else request.priority
             admit(request, engine.terms)
+            if traffic is not None:
+                return traffic.submit(request, route.reason, engine.submit, answered)
             return engine.submit(request, answered)
         except TidegateError as error:
             answered(InferResponse(request.model, request.version, request.id, error=error), True)
             return SETTLED
 
     def takes(self, model: str, version: str) -> Takes:
-        """What a request for this model is made of, for those who build one. Raises NotFound or ModelUnavailable."""
+        """What a request for this model is made of, for those who build one: it names a version, unless that's still to be chosen. Raises
+        NotFound or ModelUnavailable."""
         route = self._router.route(model, version)
-        return Takes(route.version, route.engine.inputs, route.engine.max_rows > 0)
+        named = version if model in self._traffic else route.version
+        return Takes(named, route.engine.inputs, route.engine.max_rows > 0)
 
     def done(self, request: InferRequest, response: InferResponse, encode_seconds: float) -> None:
         """An answer is ready to leave: count it, and log it if it failed or was slow."""

@@ -5,6 +5,7 @@ TidegateError
 │   ├── BodyTooLarge          over a limit on size
 │   └── BodyTimeout           its bytes came too slowly
 ├── Superseded                a later wish took its place
+├── Conflict                  can't be while something else is, which must end first
 ├── NotFound                  no such model, version, region or path
 ├── Unsupported               understood, and not something this server does
 ├── Unauthenticated           who are you
@@ -45,6 +46,10 @@ class BodyTimeout(InvalidRequest):
 
 class Superseded(TidegateError):
     reason = "superseded"
+
+
+class Conflict(TidegateError):
+    reason = "conflict"
 
 
 class NotFound(TidegateError):

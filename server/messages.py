@@ -124,6 +124,7 @@ class InferRequest:
 
     `length` is the cells that a row has along the padded axes, 1 where nothing is padded. `priority` is as the client gave it: 1 is the
     highest, 0 the lowest that the model has. `tenant` is who it's for, "" where nobody said. `explain` asks for the facts of its run.
+    `sticky` is the key by which its model's traffic is shared out: at first only what the edge found in a header.
     `shared` is what still lies in shared memory: its inputs aren't among `inputs` before they are read.
     """
 
@@ -146,6 +147,7 @@ class InferRequest:
     tenant: str = ""
     explain: bool = False
     shared: Shared | None = None
+    sticky: str = ""
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
 from rich.table import Table
 
 from exporters.inspect import cosine, milliseconds
@@ -14,7 +15,7 @@ from server.repository.manifest import Manifest, TensorEntry, Variant
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that differs, in words; `measured` where it's a time, which never comes out the same twice."""
+    """One thing that differs, in words; `measured` where it's a time or memory, which never comes out the same twice."""
 
     what: str
     a: str
@@ -60,6 +61,7 @@ def _variant(name: str, a: Variant | None, b: Variant | None) -> Iterator[Differ
     one, other = _figures(a), _figures(b)
     for what in one:
         yield Difference(f"{name} {what}", one[what], other[what])
+    yield Difference(f"{name} peak memory", _peak(a), _peak(b), measured=True)
     for rows in sorted({*_seconds(a), *_seconds(b)}):
         times = [milliseconds(found[rows]) if rows in found else "-" for found in (_seconds(a), _seconds(b))]
         yield Difference(f"{name} ms at {rows} rows", times[0], times[1], measured=True)
@@ -89,6 +91,10 @@ def _figures(variant: Variant) -> dict[str, str]:
 
 def _tensors(entries: tuple[TensorEntry, ...]) -> str:
     return ", ".join(f"{entry.name} {entry.datatype} {list(entry.shape)}" for entry in entries)
+
+
+def _peak(variant: Variant) -> str:
+    return decimal(variant.memory.peak) if variant.memory else "-"
 
 
 def _seconds(variant: Variant) -> dict[int, float]:

@@ -7,7 +7,9 @@ then the old one answers what it took and is closed.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
+from typing import TypeAlias
 from weakref import WeakValueDictionary
 
 from server.config import Settings
@@ -24,11 +26,15 @@ from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.repository.configs.reading import Values
+from server.repository.declare.routing import Routing
 from server.repository.marks import Mark, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
 
 NOT_LOADED, UNLOADED = "not loaded", "unloaded"
+
+Declare: TypeAlias = Callable[[str, Routing], None]
+"""Told how a model's own configuration shares its requests out, before its versions are loaded."""
 
 
 class Versions:
@@ -47,6 +53,7 @@ class Versions:
         self.admissions = Admissions(table)
         self.overrides = Overrides(upload="upload" in settings.allow)
         self.ensembles = Ensembles(table, recorder, journal, start)
+        self.declare: Declare = lambda name, routing: None
         self._serving = Serving(table, recorder, journal)
         self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -76,6 +83,7 @@ class Versions:
         faults = {problem.version: self.notices.fault(name, problem.version, problem.reason) for problem in listing.problems}
         offered = [(self.precisions.over(entry), version) for entry in listing.entries for version in entry.versions]
         for entry in listing.entries:
+            self.declare(name, entry.routing)
             for warning in entry.warnings:
                 self._journal.lifecycle("configuration_passed_over", level="warning", model=name, reason=warning)
         for entry, version in offered:

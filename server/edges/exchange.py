@@ -24,13 +24,6 @@ from server.protocol.encode import Encoded, json_bytes
 from server.protocol.inflate import accepted, deflate
 from server.protocol.reply import Reply
 
-WANTED = frozenset(
-    (
-        *(b"inference-header-content-length", b"content-length", b"content-encoding", b"accept-encoding"),
-        *(b"authorization", b"traceparent", b"expect", b"x-tidegate-tenant"),
-    )
-)
-REPEATABLE = WANTED - {b"content-encoding", b"expect"}
 WORTH_DEFLATING = 1024  # answer bytes under which compression gains nothing
 DEFLATE_INLINE = 8 * 1024  # answer bytes that are compressed in the loop, more in a thread
 SMALL_WRITE = 64 * 1024  # bytes under which the parts of an answer are joined into one write
@@ -94,7 +87,7 @@ class KnownHead:
         fields = exchange.fields
         length = fields.get(b"content-length")
         end = data.find(b"\r\n\r\n") + 4
-        if exchange.close or exchange.parts is not None or length is None or not fields.keys() <= REPEATABLE:
+        if exchange.close or exchange.parts is not None or length is None or not fields.keys() <= exchange.edge.repeatable:
             return None
         found = _LENGTH_LINE.search(data, 0, end)
         if found is None or not len(data) - end == int(length) <= ONE_PIECE:
@@ -233,6 +226,8 @@ class HotExchange:
         request.principal, request.tenant = caller
         if b"traceparent" in fields:
             request.trace = TraceContext(fields[b"traceparent"].decode("latin-1"))
+        if edge.sticky and (header := edge.sticky.get(request.model)) is not None:
+            request.sticky = fields.get(header, b"").decode("latin-1")
         request.decode_seconds = monotonic() - self._received
         handle = edge.dataplane.infer(request, self._respond)
         if self.parts is None:

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -133,6 +133,13 @@ class HttpServer:
             await asyncio.sleep(0 if someone else DRAIN_POLL)
         for _ in range(TURNS):
             await asyncio.sleep(0)
+
+    def look_for(self, headers: Mapping[str, str]) -> None:
+        """Look at these headers, by model, for the sticky keys of requests."""
+        if self._edge.look_for(headers):
+            for connection in list(self._state.connections):
+                if isinstance(connection, InferProtocol):
+                    connection.known = None  # its fields lack the new headers
 
     async def close(self) -> None:
         """Cut what is left."""

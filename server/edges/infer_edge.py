@@ -20,6 +20,13 @@ from server.protocol.json_forms import JsonDecoder
 
 KNOWN_TARGETS = 1024
 PIECE = 256 * 1024  # most bytes of a large body that one read takes
+WANTED = frozenset(
+    (
+        *(b"inference-header-content-length", b"content-length", b"content-encoding", b"accept-encoding"),
+        *(b"authorization", b"traceparent", b"expect", b"x-tidegate-tenant"),
+    )
+)
+REPEATABLE = WANTED - {b"content-encoding", b"expect"}
 _INFER_URL = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?")
 
 
@@ -96,6 +103,11 @@ class InferEdge:
     inflight: Inflight = field(init=False)
     scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(PIECE)))
     """Where a piece lies that is handed on at once. One loop, one piece at a time."""
+    wanted: frozenset[bytes] = WANTED
+    """The headers that are looked at, in small letters, and those of them that requests on a connection may all repeat."""
+    repeatable: frozenset[bytes] = REPEATABLE
+    sticky: Mapping[str, bytes] = field(default_factory=dict)
+    """By model: the header that its requests' sticky key stands in."""
     answered: float = 0.0
     """When an answer last left, on whichever connection: time.monotonic."""
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
@@ -111,6 +123,13 @@ class InferEdge:
         principal = self.gate.principal(None if authorization is None else authorization.decode("latin-1"))
         self.gate.check(principal, Operation.INFER)
         return Caller(principal, self.gate.tenant(principal, None if named is None else named.decode("latin-1")))
+
+    def look_for(self, headers: Mapping[str, str]) -> bool:
+        """Look also at these headers, by model, for sticky keys; whether other headers are wanted than before."""
+        self.sticky = {model: header.encode("latin-1") for model, header in headers.items()}
+        more, before = frozenset(self.sticky.values()), self.wanted
+        self.wanted, self.repeatable = WANTED | more, REPEATABLE | (more - WANTED)
+        return self.wanted != before
 
     def target(self, url: bytes) -> Target | None:
         """The model that an inference URL names, None for any other URL. Remembered: clients ask the same few."""

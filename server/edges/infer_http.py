@@ -28,7 +28,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from server.edges.body import head_size
-from server.edges.exchange import WANTED, ColdExchange, HotExchange, KnownHead
+from server.edges.exchange import ColdExchange, HotExchange, KnownHead
 from server.edges.flow import UNRESTED, Flow
 from server.edges.infer_edge import InferEdge, Target
 from server.edges.intake import Intake
@@ -50,7 +50,7 @@ class InferProtocol(HttpToolsProtocol):
         self._edge = edge
         self._queue: deque[HotExchange | ColdExchange] = deque()
         self._message: HotExchange | None = None  # the hot message that is being received
-        self._known: KnownHead | None = None  # the last request's head, where it may come again
+        self.known: KnownHead | None = None  # the last request's head, where it may come again
         self._last: HotExchange | None = None  # the hot message that was completed last
         self._decided = True  # whether the message that is being received is known to be hot or cold
         self._receiving = self._in_headers = False  # inside a message, and in its headers
@@ -71,7 +71,7 @@ class InferProtocol(HttpToolsProtocol):
         self.flow = Flow(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._message = self._known = None
+        self._message = self.known = None
         self._abandon()
         self._receiving = False
         super().connection_lost(exc)
@@ -81,7 +81,7 @@ class InferProtocol(HttpToolsProtocol):
             return
         self._active = monotonic()
         begins = self._first = not self._receiving
-        self._counts, known = True, self._known
+        self._counts, known = True, self.known
         if known is not None and begins and (again := known.exchange(data, self, self._edge)) is not None:
             self._completed(again, new=True)
             return
@@ -98,7 +98,7 @@ class InferProtocol(HttpToolsProtocol):
         if self._in_headers and self._receiving:
             self._header_bytes += len(data) if self._counts else 0
         elif self._last is not None:
-            self._known, self._last = KnownHead.of(data, self._last) if begins else None, None
+            self.known, self._last = KnownHead.of(data, self._last) if begins else None, None
         elif (message := self._message) is not None and (missing := message.body.missing) and self.scheme == "http":
             self.transport.set_protocol(Intake(self, message.body, missing))
 
@@ -140,7 +140,7 @@ class InferProtocol(HttpToolsProtocol):
         if self._message is None:
             if not self._deaf:
                 super().on_header(name, value)
-        elif (key := name.lower()) in WANTED:
+        elif (key := name.lower()) in self._edge.wanted:
             self._message.fields[key] = value
 
     def on_headers_complete(self) -> None:

@@ -24,7 +24,7 @@ PHASES = ("decode", "queue", "gather", "compute", "scatter", "encode")
 
 OUTCOMES: Mapping[str, str] = {
     **dict.fromkeys(("invalid", "too_large", "body_timeout", "not_found", "unsupported"), "refused"),
-    **dict.fromkeys(("superseded", "unauthenticated", "denied"), "refused"),
+    **dict.fromkeys(("superseded", "conflict", "unauthenticated", "denied"), "refused"),
     **dict.fromkeys(("unavailable", "overloaded", "deadline", "model_unavailable", "draining"), "rejected"),
     **dict.fromkeys(("backend", "device_memory", "device_lost", "model_defect", "config", "internal"), "failed"),
     "cancelled": "cancelled",

@@ -97,6 +97,15 @@ class Latency(_Part):
     seconds: dict[int, float]
 
 
+class Memory(_Part):
+    """Bytes that a process of its own held at most while it served the variant: `peak` from its start through runs of `rows` rows,
+    `bare` before it opened the file (Python and the runtime)."""
+
+    rows: int
+    bare: int
+    peak: int
+
+
 class InputStatistics(_Part):
     """An input's values over the calibration rows."""
 
@@ -185,6 +194,7 @@ class Variant(_Part):
     outputs: tuple[TensorEntry, ...]
     parity: Parity
     latency: Latency | None = None
+    memory: Memory | None = None
     engine: Engine | None = None
 
 

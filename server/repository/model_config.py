@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from server.config import VERSION, Bytes, Seconds, Timeout
 from server.documents import Document
 from server.repository.declare.precision import Precision
+from server.repository.declare.routing import Routing
 from server.repository.declare.sections import Cache, PythonCode, SequenceConfig, Steps
 from server.repository.emulation import Emulate
 from server.repository.model_values import BatchAxis, Buckets, Count, Datatype, PadAxes, PadValue, Policy, Rising, Rows, Shape
@@ -30,7 +31,8 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
-        (): ("routing", "recording", "signature"),
+        (): ("recording", "signature"),
+        ("routing",): ("shadow",),
     }
 )
 """Keys of the design that no part of this release acts on, by the section they stand in."""
@@ -205,6 +207,7 @@ class ModelConfig(_Section):
     queue: Queue = Queue()
     precision: Precision = Precision()
     versions: Versions = Versions()
+    routing: Routing = Routing()
     lanes: Lanes = Lanes()
     warmup: Warmup = Warmup()
     emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
@@ -215,6 +218,12 @@ class ModelConfig(_Section):
     ensemble: Steps | None = Field(default=None, description="In place of a model: others, which hand their tensors on to each other.")
     inputs: dict[str, TensorConfig] = Field(default={}, description="By name.")
     outputs: dict[str, OutputConfig] = Field(default={}, description="By name.")
+
+    @model_validator(mode="after")
+    def _stays(self) -> ModelConfig:
+        if self.sequence is not None and self.routing != Routing():
+            raise ValueError("routing: a model with a `sequence` keeps state between requests, so one version must have them all")
+        return self
 
 
 def model_schema() -> dict[str, Any]:

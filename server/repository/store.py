@@ -10,14 +10,16 @@ Stray files are ignored, and so is everything whose name begins with a dot: the 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.errors import ConfigError, ModelDefect
 from server.repository.configs.pbtxt import PBTXT_NAME
 from server.repository.configs.reading import NOTHING, Values, passed_over, read_model_config
+from server.repository.declare.routing import Routing
 from server.repository.marks import Mark, mark_of
-from server.repository.model_config import CONFIG_NAME, Versions
+from server.repository.model_config import CONFIG_NAME, ModelConfig, Versions
 from server.repository.model_values import VERSION_PATTERN
 
 IGNORED = frozenset({"lost+found"})  # what a file system puts at its own top
@@ -28,13 +30,14 @@ _VERSION = re.compile(VERSION_PATTERN)
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A model of the repository: its folder, the versions that its policy offers, lowest first, what is laid over its model.yaml, and what
-    its configuration asks for in vain."""
+    its configuration asks for in vain; `routing` is how its requests are shared out."""
 
     name: str
     path: Path
     versions: tuple[str, ...]
     over: Values = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    routing: Routing = field(default_factory=Routing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,11 @@ class Listing:
 
 
 class Store:
-    """A repository folder. Nothing is kept between two looks."""
+    """A repository folder. Nothing is kept between two looks. `also`: by model, versions that are offered whatever its policy says."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.also: Mapping[str, tuple[str, ...]] = {}
         self._home = root
 
     def scan(self) -> Listing:
@@ -113,19 +117,20 @@ class Store:
             return Entry(name, folder, ()), [Problem(name, "", fault)]
         versions, problems = self._versions(folder)
         try:
-            policy = read_model_config(folder, over).versions
+            config = read_model_config(folder, over)
             warnings = passed_over(folder)
         except ModelDefect as error:
             return Entry(name, folder, ()), [Problem(name, version, str(error)) for version in versions or ("",)]
-        offered = _offered(versions, policy)
+        offered = sorted({*_offered(versions, config.versions), *config.routing.versions, *self.also.get(name, ())}, key=int)
         problems += [
-            Problem(name, version, f"{folder / version}: no such folder, but versions.policy names it")
+            Problem(name, version, f"{folder / version}: no such folder, but {_namer(version, config)} names it")
             for version in offered
             if version not in versions
         ]
         if not versions and not problems:
             problems.append(Problem(name, "", f"{folder}: no version; expected {folder / '1'} with a model in it"))
-        return Entry(name, folder, tuple(version for version in offered if version in versions), over, warnings), problems
+        there = tuple(version for version in offered if version in versions)
+        return Entry(name, folder, there, over, warnings, config.routing), problems
 
     def _fault(self, folder: Path) -> str:
         """Why a folder can't be a model, "" where it can."""
@@ -171,6 +176,13 @@ def _offered(versions: list[str], said: Versions) -> list[str]:
     if said.policy == "latest":
         return versions[-said.count :]
     return versions if said.policy == "all" else sorted(set(said.policy), key=int)
+
+
+def _namer(version: str, config: ModelConfig) -> str:
+    """What names a version that isn't there."""
+    if version in config.routing.versions:
+        return "routing.weights"
+    return "versions.policy" if version in config.versions.policy else "what was set by the admin API"
 
 
 def paths_below(repository: Path) -> re.Pattern[str]:

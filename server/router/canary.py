@@ -126,7 +126,7 @@ def _outright(standing: Standing, evidence: Evidence, now: float) -> Reason | No
     if standing.not_finite:
         return Reason.NOT_FINITE
     recent = now - BLOCK * evidence.width
-    for since in (0.0, recent):
+    for since in (None, recent):
         canary, baseline = (evidence.total(EXPOSURES, arm, since) for arm in (Arm.CANARY, Arm.BASELINE))
         if canary.n >= OUTRIGHT and _all_failed(canary) and baseline.mean < HEALTHY:
             return Reason.ALL_ERRORS
@@ -141,8 +141,8 @@ def _holds(plan: Plan, standing: Standing, evidence: Evidence, now: float) -> Re
     """Why the step isn't over. A clock that went back only makes it longer."""
     if mismatch(evidence) is not None:
         return Reason.SAMPLE_RATIO
-    blocks = evidence.strata(EXPOSURES).get(plan.steps[standing.step], {})
-    if sum(canary.n for _, canary in blocks.values()) < plan.min_samples:
+    stratum = evidence.strata(EXPOSURES).get(plan.steps[standing.step])
+    if stratum is None or stratum.canary.n < plan.min_samples:
         return Reason.FEW_SAMPLES
     if now - standing.since < max(plan.min_seconds, LEAST_BLOCKS * BLOCK):
         return Reason.TOO_SOON

@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from server.errors import ConfigError
-from server.router.evidence import UNIT, Arm, Evidence, Sums, add_up
+from server.router.evidence import UNIT, Arm, Evidence, Stratum, Sums, add_up
 from server.router.martingales import FEWER, MORE, half_width, normal_mixture, risk_ratio, share_mixture
 from server.validation import nearest
 
@@ -116,9 +116,8 @@ def analyse(guards: Sequence[Guard], evidence: Evidence, alpha: float) -> Report
 def mismatch(evidence: Evidence) -> float | None:
     """The first stratum (in percent) whose exposures don't come in its share."""
     strata = [one for one in evidence.strata(EXPOSURES).items() if 0 < one[0] < 100]
-    for percent, blocks in strata:
-        baseline, canary = _whole(blocks)
-        if share_mixture(canary.n, baseline.n, percent / 100) >= math.log(len(strata) / RATIO_ALPHA):
+    for percent, stratum in strata:
+        if share_mixture(stratum.canary.n, stratum.baseline.n, percent / 100) >= math.log(len(strata) / RATIO_ALPHA):
             return percent
     return None
 
@@ -127,11 +126,11 @@ def estimate(guard: Guard, evidence: Evidence, alpha: float) -> Estimate:
     """A guard's figures from all strata."""
     metric, found = METRICS[guard.metric], evidence.strata(guard.metric)
     arms = evidence.total(guard.metric, Arm.BASELINE), evidence.total(guard.metric, Arm.CANARY)
-    strata = [_Stratum(percent / 100, *_whole(blocks)) for percent, blocks in found.items() if 0 < percent < 100]
+    strata = [_Stratum(percent / 100, one.baseline, one.canary) for percent, one in found.items() if 0 < percent < 100]
     strata = [one for one in strata if min(one.baseline.n, one.canary.n) >= LEAST_VALUES]
     if sum(map(len, found.values())) < LEAST_BLOCKS or not strata:
         return Estimate(guard.metric, *arms)
-    effect = design_effect({percent: blocks for percent, blocks in found.items() if 0 < percent < 100})
+    effect = design_effect({percent: one for percent, one in found.items() if 0 < percent < 100})
     sign = -1 if metric.lower else 1
     worse, variance = _difference(strata, metric, sign, 0.0)
     margin = guard.margin * _mean(strata) if metric.relative else guard.margin
@@ -144,18 +143,16 @@ def estimate(guard: Guard, evidence: Evidence, alpha: float) -> Estimate:
     return Estimate(guard.metric, *arms, worse, worse - width, worse + width, harm, proof, effect)
 
 
-def design_effect(strata: Mapping[float, Mapping[int, tuple[Sums, Sums]]]) -> float:
+def design_effect(strata: Mapping[float, Stratum]) -> float:
     """By how much blocks scatter more than independent requests would: at least 1."""
     scatter = independent = 0.0
-    for percent, blocks in strata.items():
-        share, (baseline, canary), count = percent / 100, _whole(blocks), len(blocks)
+    for percent, stratum in strata.items():
+        share, baseline, canary, count = percent / 100, stratum.baseline, stratum.canary, len(stratum)
         if count < 2:
             continue
-        residues = (
-            (1 - share) * (ours.sum - ours.n * canary.mean) - share * (theirs.sum - theirs.n * baseline.mean)
-            for theirs, ours in blocks.values()
-        )
-        scatter += math.fsum(residue * residue for residue in residues) * count / (count - 1)
+        their_n, their_sum, our_n, our_sum = stratum.columns()
+        residues = (1 - share) * (our_sum - our_n * canary.mean) - share * (their_sum - their_n * baseline.mean)
+        scatter += math.fsum((residues * residues).tolist()) * count / (count - 1)
         independent += (1 - share) ** 2 * canary.n * canary.variance + share**2 * baseline.n * baseline.variance
     return max(1.0, scatter / independent) if independent else 1.0
 
@@ -184,11 +181,6 @@ def _variance(sums: Sums, metric: Metric) -> float:
 
 def _mean(strata: Sequence[_Stratum]) -> float:
     return add_up(one.baseline for one in strata).mean
-
-
-def _whole(blocks: Mapping[int, tuple[Sums, Sums]]) -> tuple[Sums, Sums]:
-    """(baseline, canary) of a stratum."""
-    return add_up(baseline for baseline, _ in blocks.values()), add_up(canary for _, canary in blocks.values())
 
 
 def _finding(one: Estimate) -> Finding:

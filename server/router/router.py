@@ -1,17 +1,23 @@
-"""The router says which version answers a request, and why. First cut: the version in the URL, else the highest that is ready."""
+"""The router says which version answers a request, and why: the version in the URL, else what its model's traffic is split by (rules), else
+the highest that is ready."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from random import random
 from typing import NamedTuple
 
 from server.errors import ModelUnavailable, NotFound
+from server.messages import InferRequest
 from server.metrics.figures import Figures
 from server.protocol.head import MAX_NAME
+from server.router.rules import choose
 from server.router.table import Front, ServedVersion, ServingTable
+from server.router.traffic import Traffic
 
 
 class Route(NamedTuple):
-    """What answers, its version and the reason: `version` (asked for) or `latest`."""
+    """What answers, its version and the reason (rules.RouteReason)."""
 
     engine: Front
     version: str
@@ -19,8 +25,20 @@ class Route(NamedTuple):
 
 
 class Router:
+    """`traffic` has the models whose requests are shared out: to be read by all and changed by `steer`. `on_steer` is called after that."""
+
     def __init__(self, table: ServingTable) -> None:
         self._table = table
+        self.traffic: dict[str, Traffic] = {}
+        self.on_steer: Callable[[], None] = lambda: None
+
+    def steer(self, model: str, traffic: Traffic | None) -> None:
+        """Share a model's requests out from now on, or no more."""
+        if traffic is None:
+            self.traffic.pop(model, None)
+        else:
+            self.traffic[model] = traffic
+        self.on_steer()
 
     def route(self, model: str, version: str) -> Route:
         """Who answers. Raises NotFound for an unknown name or version, ModelUnavailable with the reason where it can't serve."""
@@ -30,6 +48,24 @@ class Router:
             if front is not None:
                 return Route(front, entry.version, "version" if version else "latest")
         raise self._refusal(model, version, entry)
+
+    def headers(self) -> dict[str, str]:
+        """By model: the header that its requests' sticky key stands in."""
+        return {model: traffic.header for model, traffic in self.traffic.items() if traffic.header}
+
+    def share_out(self, request: InferRequest, traffic: Traffic) -> Route:
+        """Who answers a request that names no version, of a model whose requests are shared out: from here on it names one. Raises as
+        `route` does."""
+        model, table = request.model, self._table
+        latest = table.default(model)
+        request.sticky = key = traffic.key(request)
+        choice = choose(traffic.rules, table.ready(model), "" if latest is None else latest.version, key, random())
+        entry = table.version(model, choice.version)
+        front = None if entry is None else entry.front or entry.engine
+        if front is None:
+            raise self._refusal(model, "", None)
+        request.version = choice.version
+        return Route(front, choice.version, choice.reason)
 
     def figures(self, model: str, version: str) -> Figures | None:
         """Where a request of this model and version is counted, None where it never reached a version."""

@@ -17,14 +17,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from server.errors import ConfigError
-from server.messages import Scalar
-from server.validation import nearest
+from server.repository.declare.routing import Sticky, read_sticky, weights_fault
 
-WHOLE = 100.0
-"""What weights add up to: they're percentages."""
-CLOSE = 1e-6
-MOST_TARGETS = 16
-MOST_DIGITS = 18  # of a version's number
 _MIX, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 _UNIT = 2.0**-53
 
@@ -52,42 +46,12 @@ class Choice(NamedTuple):
     reason: RouteReason
 
 
-class StickyKind(StrEnum):
-    """Where a sticky key stands."""
-
-    HEADER = "header"
-    PARAMETER = "parameter"
-    ID = "id"
-
-
-@dataclass(frozen=True, slots=True)
-class Sticky:
-    """Where a request's sticky key is read: a header, a request parameter, or its id (which has no name)."""
-
-    kind: StickyKind
-    name: str = ""
-
-    def key(self, request_id: str, parameters: Mapping[str, Scalar], headers: Mapping[str, str]) -> str:
-        """A request's key, empty where it has none. Headers are looked up in small letters."""
-        match self.kind:
-            case StickyKind.HEADER:
-                return headers.get(self.name, "")
-            case StickyKind.PARAMETER:
-                value = parameters.get(self.name)
-                return "" if value is None else str(value)
-            case StickyKind.ID:
-                return request_id
-
-
 def sticky(model: str, text: str) -> Sticky:
     """`header:NAME`, `parameter:NAME` or `id`, read. Raises ConfigError."""
-    kind, _, name = text.partition(":")
-    expected = f"routing of model {model!r}: sticky: expected header:NAME, parameter:NAME or id, got {text[:80]!r}"
-    if kind not in tuple(StickyKind):
-        raise ConfigError(expected + nearest(kind, tuple(StickyKind)))
-    if bool(name) == (kind == StickyKind.ID):
-        raise ConfigError(expected)
-    return Sticky(StickyKind(kind), name.lower() if kind == StickyKind.HEADER else name)
+    try:
+        return read_sticky(text)
+    except ValueError as error:
+        raise ConfigError(f"routing of model {model!r}: sticky: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +109,8 @@ def split(model: str, weights: Mapping[str, float], name: str = "") -> Split:
     """Weights in percent by version, checked. `name` is the experiment's: two of them share out the same keys independently.
 
     Raises ConfigError that names the model, what was expected and what was got."""
-    _check(model, weights)
+    if fault := weights_fault(weights):
+        raise ConfigError(f"routing of model {str(model)[:80]!r}: weights: {fault}")
     shares = {version: float(weights[version]) for version in sorted(weights, key=int) if weights[version] > 0}
     total = math.fsum(shares.values())
     bounds = [bound / total for bound in accumulate(shares.values())]
@@ -164,18 +129,3 @@ def choose(rules: Split | None, ready: Container[str], latest: str, key: str, dr
 
 def _salt(model: str, name: str, version: str) -> int:
     return int.from_bytes(blake2b("\0".join((model, name, version)).encode(), digest_size=8).digest(), "little")
-
-
-def _check(model: str, weights: Mapping[str, float]) -> None:
-    where = f"routing of model {str(model)[:80]!r}: weights"
-    if not 0 < len(weights) <= MOST_TARGETS:
-        raise ConfigError(f"{where}: expected 1 to {MOST_TARGETS} versions, got {len(weights)}")
-    for version, weight in weights.items():
-        if not (version.isascii() and version.isdecimal() and len(version) <= MOST_DIGITS):
-            raise ConfigError(f"{where}: expected versions that are decimal numbers, got {version[:80]!r}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= WHOLE:
-            raise ConfigError(f"{where}: version {version}: expected a percentage from 0 to 100, got {str(weight)[:80]}")
-    total = math.fsum(weights.values())
-    if abs(total - WHOLE) > CLOSE:
-        said = " + ".join(f"{weight:g}" for weight in weights.values())
-        raise ConfigError(f"{where}: expected percentages that add up to 100, got {said} = {total:g}")

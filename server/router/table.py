@@ -17,6 +17,8 @@ from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
 from server.tensors import TensorSpec
 
+NO_VERSIONS: frozenset[str] = frozenset()
+
 
 class State(StrEnum):
     """As the repository index names them."""
@@ -82,6 +84,7 @@ class ServingTable:
     def __init__(self) -> None:
         self._models: dict[str, dict[str, ServedVersion]] = {}
         self._default: dict[str, ServedVersion] = {}
+        self._ready: dict[str, frozenset[str]] = {}
         self.on_change: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[ServedVersion]:
@@ -109,13 +112,19 @@ class ServingTable:
 
     def _choose(self, model: str) -> None:
         ready = [entry for entry in self.versions(model) if entry.state is State.READY]
+        self._ready[model] = frozenset(entry.version for entry in ready)
         if ready:
             self._default[model] = max(ready, key=lambda entry: _ordinal(entry.version))
         else:
             self._default.pop(model, None)
+            self._ready.pop(model)
 
     def default(self, model: str) -> ServedVersion | None:
         return self._default.get(model)
+
+    def ready(self, model: str) -> frozenset[str]:
+        """The versions of a model that take requests."""
+        return self._ready.get(model, NO_VERSIONS)
 
     def version(self, model: str, version: str) -> ServedVersion | None:
         return self._models.get(model, {}).get(version)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-from server.state.base import Document, Event, StateStore
+from server.state.base import Counted, Counts, Document, Event, Fence, StateStore, Swap
 
 MOST_WAITING = 256
 """Events that wait for one listener; a slower one is told that it fell behind, and reads the rest from the store."""
@@ -60,6 +60,30 @@ class Events:
     async def write(self, room: str, key: str, document: Document | None, event: Event) -> Event:
         """Keep a document (None: take it away) and log why, then tell. Raises Unavailable, and nothing changed."""
         return await self._run(partial(self._store.write, room, key, document, event), self._told)
+
+    async def put(self, room: str, key: str, document: Document) -> None:
+        """Keep a document, and tell nobody. Raises Unavailable."""
+        await self._run(partial(self._store.put, room, key, document))
+
+    async def swap(self, swap: Swap, event: Event, fence: Fence | None = None) -> Event:
+        """As `write`, where the document still is what it was. Raises Unavailable, and Superseded where another changed it."""
+        return await self._run(partial(self._store.swap, swap, event, fence), self._told)
+
+    async def begin(self, tally: str) -> None:
+        """Count under this name from now on, from nothing. Raises Unavailable."""
+        await self._run(partial(self._store.begin, tally))
+
+    async def count(self, tally: str, source: str, number: int, counts: Counts) -> None:
+        """Add to a tally, once for each number of a source. Raises Unavailable, NotFound."""
+        await self._run(partial(self._store.count, tally, source, number, counts))
+
+    async def counted(self, tally: str, after: int = 0) -> Counted:
+        """What changed in a tally after a revision. Raises Unavailable, NotFound."""
+        return await self._run(partial(self._store.counted, tally, after))
+
+    async def end_tally(self, tally: str) -> None:
+        """Forget a tally. Raises Unavailable."""
+        await self._run(partial(self._store.end, tally))
 
     async def append(self, event: Event) -> Event:
         """Log an event, then tell. Raises Unavailable."""

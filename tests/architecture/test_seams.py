@@ -34,7 +34,7 @@ SEAMS = {
         "SharedInput",
         "TraceContext",
     },
-    "server.state.base": {"Document", "Event", "MOST_EVENTS", "MOST_TEXT", "StateStore"},
+    "server.state.base": {"Counted", "Counts", "Document", "Event", "Fence", "MOST_EVENTS", "MOST_TEXT", "StateStore", "Swap"},
     "server.tensors": {"DTYPES", "DType", "Tensor", "TensorSpec", "dtype_named", "dtype_of", "dtype_of_onnx", "elements"},
 }
 
@@ -43,7 +43,7 @@ PROTOCOLS = {
     "server.backends.base:Streaming": {"stream"},
     "server.lanes.base:Lane": {"kind", "name", "depth", "inputs", "outputs", "buffer", "submit", "successor", "watch", "renew", "close"},
     "server.messages:CancelHandle": {"cancel"},
-    "server.state.base:StateStore": {"read", "write", "append", "events", "close"},
+    "server.state.base:StateStore": {"read", "put", "write", "swap", "begin", "count", "counted", "end", "append", "events", "close"},
 }
 
 

@@ -10,7 +10,7 @@ import jsonschema
 from rich.console import Console
 
 from exporters.inspect import manifest_table
-from server.repository.manifest import Latency, Manifest, json_schema, read_manifest
+from server.repository.manifest import Latency, Manifest, Memory, json_schema, read_manifest
 from tests.server.models import place_with_manifest
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "manifest.json"
@@ -33,6 +33,8 @@ def test_a_row_for_each_variant(tmp_path: Path) -> None:
     assert together[1] == ["variant", "level", "size", "nodes", "1/8/32", "rows", "speed", "by", "cosine", "differs"]
     assert together[3] == ["fp32", "2", *size, "1", "0.500", "3.10", "250", "1.00×", "0.0e+00", "-", "≤", "1.2%"]
     assert together[4] == ["fp16", "2", *size, "1", "1.00", "6.20", "500", "0.50×", "0.0e+00", "0.9999", "-"]
+    held = manifest.model_copy(update={"variants": (first.model_copy(update={"memory": Memory(rows=32, bare=40, peak=90500000)}), cast)})
+    assert [line[7:9] for line in printed(held)[3:5]] == [["250", "90.5"], ["500", "-"]]
     assert printed(manifest)[4] == ["fp16", "2", *size, "1", "-", "0.0e+00", "-", "-"]
 
 

@@ -33,6 +33,8 @@ def test_level_0_keeps_the_graph_as_it_is_exported(user: Path, reporter: Remembe
     assert (variant.parity.samples, variant.parity.top1_disagreement) == (256, 0.0)
     assert variant.latency is not None
     assert set(variant.latency.seconds) == {1, 8, 32}
+    assert variant.memory is not None
+    assert (variant.memory.rows, variant.memory.peak > variant.memory.bare > 10 << 20) == (32, True)
     assert exported.manifest.source.code_sha256 == file_sha256(user / "nets.py")
     assert {"torch", "onnx", "onnxslim"} <= set(exported.manifest.tools)
     assert reporter.steps == [step.title for step in steps(plan(user, "Mlp", "features.npz", level=0))]

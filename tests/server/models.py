@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,20 @@ def slow_model(path: Path, width: int = 256, layers: int = 40) -> Path:
     ]
     weights = {"weight": np.eye(width, dtype=np.float32)}
     return write_model(path, nodes, [value("x", ["N", width])], [value("y", ["N", width])], weights)
+
+
+def times_model(path: Path, factor: float = 1.0) -> Path:
+    """y = factor · x, FP32 [N, 16]: which version answered is seen in the answer."""
+    node = helper.make_node("Mul", ["x", "factor"], ["y"])
+    return write_model(path, [node], [value("x", ["N", 16])], [value("y", ["N", 16])], {"factor": np.array([factor], np.float32)})
+
+
+def place_versions(repository: Path, name: str, versions: Sequence[int], yaml: str = "versions: {policy: all}\n") -> Path:
+    """A model whose version V answers V · x. Returns repository/NAME."""
+    for version in versions:
+        place(repository, name, partial(times_model, factor=float(version)), str(version))
+    (repository / name / "model.yaml").write_text(yaml)
+    return repository / name
 
 
 def external_model(path: Path, location: str) -> Path:

@@ -176,6 +176,8 @@ async def _understood(request: Request, edge: InferEdge, model: str, version: st
     inference.received = received
     traceparent = request.headers.get("traceparent")
     inference.trace = None if traceparent is None else TraceContext(traceparent)
+    if (header := edge.sticky.get(model)) is not None:
+        inference.sticky = request.headers.get(header.decode("latin-1"), "")
     inference.decode_seconds = monotonic() - received
     return inference
 

@@ -137,6 +137,8 @@ class Inference:
         traceparent = call.metadata("traceparent")
         if traceparent is not None:
             request.trace = TraceContext(traceparent)
+        if edge.shared.sticky and (header := edge.shared.sticky.get(request.model)) is not None:
+            request.sticky = call.metadata(header.decode("latin-1")) or ""
         request.deadline = call.deadline
         request.decode_seconds = monotonic() - begun
         handle = edge.shared.dataplane.infer(request, self._respond, streamed=self.streamed)

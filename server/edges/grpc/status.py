@@ -5,6 +5,7 @@ from __future__ import annotations
 from server.errors import (
     BodyTooLarge,
     Cancelled,
+    Conflict,
     Denied,
     InvalidRequest,
     ModelDefect,
@@ -26,6 +27,7 @@ CODES: dict[type[BaseException], str] = {
     ModelDefect: "INVALID_ARGUMENT",
     NotFound: "NOT_FOUND",
     Superseded: "ABORTED",
+    Conflict: "FAILED_PRECONDITION",
     Unsupported: "UNIMPLEMENTED",
     Unauthenticated: "UNAUTHENTICATED",
     Denied: "PERMISSION_DENIED",

@@ -12,7 +12,7 @@ import pytest
 
 from server.errors import ConfigError
 from server.router.canary import Action, Plan, Reason, Standing, Verdict, judge
-from server.router.evidence import UNIT, Arm, Cell, Evidence, Sums
+from server.router.evidence import UNIT, Arm, Evidence, Sums
 from server.router.experiment import EXPOSURES, Finding, Guard, analyse, design_effect, estimate, mismatch
 
 SEED = 8
@@ -45,8 +45,7 @@ class Traffic:
 
     def _count(self, metric: str, arm: Arm, values: Any) -> None:
         units = np.round(np.asarray(values, float) * UNIT).astype(int)
-        cell = Cell(metric, self.share, int(self.now), arm)
-        self.evidence.cells[cell] = Sums(len(units), int(units.sum()), int((units * units).sum()))
+        self.evidence.count(metric, self.share, arm, Sums(len(units), int(units.sum()), int((units * units).sum())), self.now)
 
     def until(self, plan: Plan, errors: tuple[float, float], slower: float = 1.0, seconds: int = 300) -> Verdict:
         """The first verdict that isn't to hold, else the last."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -44,7 +43,7 @@ def test_merging_is_associative_and_commutative_to_the_last_bit(first: list[Seen
 @given(MANY, MANY)
 def test_merging_equals_counting_all_at_once(first: list[Seen], second: list[Seen]) -> None:
     kept = counted(first)
-    before = replace(kept, cells=dict(kept.cells))
+    before = Evidence(kept.cells, kept.width)
     assert kept.merged(counted(second)) == counted(first + second) == counted(second + first)
     assert kept == before
 

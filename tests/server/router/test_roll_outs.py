@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.roll_outs import OUTCOME, Event, Latency, Traffic, fixed_size, found, harmless
-from server.router.evidence import UNIT, Arm, Cell, Evidence, Sums
+from server.router.evidence import UNIT, Arm, Evidence, Sums
 from server.router.experiment import Guard, estimate
 
 STEPPED = Traffic(np.array([0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5]), 1000, 1.0)
@@ -30,7 +30,7 @@ def test_the_simulation_judges_as_the_server(metric: Event | Latency, guard: Gua
     for index, arm in enumerate((Arm.BASELINE, Arm.CANARY)):
         for look, share in enumerate(STEPPED.shares):
             n, x, q = (float(values[index][0, look]) for values in (arms.n, arms.x, arms.q))
-            evidence.cells[Cell(guard.metric, float(share) * 100, look, arm)] = Sums(int(n), round(x * whole), round(q * whole**2))
+            evidence.count(guard.metric, float(share) * 100, arm, Sums(int(n), round(x * whole), round(q * whole**2)), look)
     figures = estimate(guard, evidence, 0.05)
     assert figures.design_effect == 1
     assert figures.harm == pytest.approx(float(metric.harm(STEPPED, arms)[0, -1]), rel=1e-3)

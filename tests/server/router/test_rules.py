@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ConfigError
-from server.router.rules import Choice, RouteReason, Split, Sticky, StickyKind, choose, split, sticky
+from server.repository.declare.routing import Sticky, StickyKind
+from server.router.rules import Choice, RouteReason, Split, choose, split, sticky
 
 KEYS = [f"user-{number}" for number in range(20_000)]
 ALL = frozenset("123")
@@ -129,10 +130,10 @@ def test_weights_that_cannot_be_used(weights: dict[str, float], told: str) -> No
 
 def test_where_a_key_is_read() -> None:
     assert sticky("m", "header:X-User-Id") == Sticky(StickyKind.HEADER, "x-user-id")
-    assert sticky("m", "header:X-User-Id").key("id", {}, {"x-user-id": "ann"}) == "ann"
-    assert sticky("m", "parameter:User").key("id", {"User": 7}, {}) == "7"
-    assert sticky("m", "id").key("id-1", {}, {}) == "id-1"
-    assert sticky("m", "parameter:user").key("id", {}, {}) == sticky("m", "header:user").key("id", {}, {}) == ""
+    assert sticky("m", "header:X-User-Id").key("id", {}, "ann") == "ann"
+    assert sticky("m", "parameter:User").key("id", {"User": 7}, "") == "7"
+    assert sticky("m", "id").key("id-1", {}, "") == "id-1"
+    assert sticky("m", "parameter:user").key("id", {}, "") == sticky("m", "header:user").key("id", {}, "") == ""
 
 
 @pytest.mark.parametrize("text", ["headers:x", "header", "header:", "id:x", "cookie:x", ""])

@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 import pytest
 
-from server.errors import ConfigError, Unavailable
-from server.state.base import MOST_TEXT, Event, StateStore
+from server.errors import ConfigError, NotFound, Superseded, Unavailable
+from server.state.base import MOST_TEXT, Event, StateStore, Swap
 from server.state.memory import MemoryState
 from server.state.sqlite import UPGRADES, SqliteState
 
@@ -35,6 +35,14 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     yield build
     for store in made:
         store.close()
+
+
+def test_a_document_can_be_put_without_an_event(make: Make) -> None:
+    store = make()
+    store.put("trials", "m", {"step": 1})
+    store.put("trials", "m", {"step": 2})
+    assert store.read("trials") == {"m": {"step": 2}}
+    assert not store.events()
 
 
 def test_documents_are_kept_by_room_and_key(make: Make) -> None:
@@ -84,6 +92,68 @@ def test_the_oldest_events_go_and_no_number_comes_twice(make: Make) -> None:
     assert [event.number for event in store.events()] == [8, 9, 10]
 
 
+def test_a_swap_is_a_write_where_nothing_changed_meanwhile(make: Make) -> None:
+    store = make()
+    first = store.swap(Swap("canary", "m", None, {"step": 0}), SET)
+    second = store.swap(Swap("canary", "m", {"step": 0}, {"step": 1, "share": 0.25}), SET)
+    assert (first.number, second.number, store.read("canary")) == (1, 2, {"m": {"step": 1, "share": 0.25}})
+    for was in (None, {"step": 0}, {}):
+        with pytest.raises(Superseded, match="canary of 'm' has changed meanwhile"):
+            store.swap(Swap("canary", "m", was, {"step": 2}), SET)
+    assert (len(store.events()), store.read("canary")) == (2, {"m": {"step": 1, "share": 0.25}})
+    store.swap(Swap("canary", "m", {"share": 0.25, "step": 1}, None), SET)
+    assert store.read("canary") == {}
+    with pytest.raises(Superseded):
+        store.swap(Swap("canary", "m", {"step": 1}, {"step": 2}), SET)
+
+
+def test_a_tally_adds_up_what_many_count(make: Make) -> None:
+    store = make()
+    store.begin("x")
+    store.begin("other")
+    store.count("x", "a", 1, {"k": (1, 2, 3), "l": (1, 0, 0)})
+    store.count("x", "b", 1, {"k": (1, 1, 1)})
+    store.count("x", "a", 2, {"k": (5, 5, 2**80)})
+    revision, counts = store.counted("x")
+    assert (revision, counts) == (3, {"k": (7, 8, 2**80 + 4), "l": (1, 0, 0)})
+    assert store.counted("x", after=1) == (3, {"k": (7, 8, 2**80 + 4)})
+    assert store.counted("x", after=3) == (3, {})
+    assert store.counted("other") == (0, {})
+
+
+def test_what_is_counted_twice_counts_once(make: Make) -> None:
+    store = make()
+    store.begin("x")
+    for number in (1, 1, 2, 1, 2):
+        store.count("x", "a", number, {"k": (1, 1, 1)})
+    assert store.counted("x") == (2, {"k": (2, 2, 2)})
+
+
+def test_a_tally_that_ended_or_never_began(make: Make) -> None:
+    store = make()
+    store.begin("x")
+    store.count("x", "a", 1, {"k": (1, 1, 1)})
+    store.begin("x")
+    assert store.counted("x") == (0, {})
+    store.count("x", "a", 1, {"k": (1, 1, 1)})
+    assert store.counted("x") == (1, {"k": (1, 1, 1)})
+    for _ in range(2):
+        store.end("x")
+    for use in (lambda: store.counted("x"), lambda: store.count("x", "a", 2, {})):
+        with pytest.raises(NotFound, match="nothing is counted under 'x'"):
+            use()
+
+
+def test_many_threads_count(make: Make) -> None:
+    store = make()
+    store.begin("x")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: store.count("x", str(number % 4), number // 4 + 1, {"k": (1, 10, 100)}), range(40)))
+    count, total, squares = store.counted("x").counts["k"]
+    assert (total, squares) == (10 * count, 100 * count)
+    assert 4 <= count <= 40  # a number that overtook a lower one of its source's is the last
+
+
 def test_texts_are_bounded(make: Make) -> None:
     kept = make().append(Event(0.0, "w" * 5000, "x" * 5000, why="y" * 5000))
     assert {len(kept.who), len(kept.what), len(kept.why)} == {MOST_TEXT}
@@ -101,7 +171,18 @@ def test_closed_is_closed(make: Make) -> None:
     store = make()
     store.close()
     store.close()
-    for use in (lambda: store.read("room"), lambda: store.append(SET), lambda: store.write("room", "k", {}, SET), store.events):
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: store.read("room"),
+        lambda: store.append(SET),
+        lambda: store.write("room", "k", {}, SET),
+        lambda: store.swap(Swap("room", "k", None, {}), SET),
+        lambda: store.begin("x"),
+        lambda: store.count("x", "a", 1, {}),
+        lambda: store.counted("x"),
+        lambda: store.end("x"),
+        store.events,
+    )
+    for use in uses:
         with pytest.raises(Unavailable):
             use()
 
@@ -168,8 +249,29 @@ def refused(path: Path, said: str) -> None:
 def test_a_newer_schema_is_refused(path: Path) -> None:
     SqliteState(path).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    refused(path, rf"schema 99, of a newer tidegate; this one knows up to {len(UPGRADES)}: run the newer one")
+        connection.execute(f"PRAGMA user_version = {(98 << 16) + 99}")
+    refused(
+        path,
+        rf"schema 99, of a newer tidegate, which can be used by one that knows 98 or more; this one knows up to {len(UPGRADES)}: run the",
+    )
+
+
+def test_a_newer_schema_that_only_has_more_is_used_and_left_as_it_is(path: Path) -> None:
+    """A server that was rolled back goes on with what the newer one left, and the newer one with that."""
+    with closing(SqliteState(path)) as store:
+        store.write("precision", "m", {"active": "int8"}, SET)
+    newer = len(UPGRADES) + 1
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE novelties (a)")
+        connection.execute("INSERT INTO novelties VALUES (1)")
+        connection.execute(f"PRAGMA user_version = {(len(UPGRADES) << 16) + newer}")
+        connection.commit()
+    with closing(SqliteState(path)) as store:
+        assert store.read("precision") == {"m": {"active": "int8"}}
+        store.write("precision", "m", {"active": "fp16"}, SET)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == ((len(UPGRADES) << 16) + newer,)
+        assert connection.execute("SELECT a FROM novelties").fetchone() == (1,)
 
 
 def test_another_program_s_database_is_refused(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What an experiment costs and counts while requests pass: in the event loop, nothing of it where no experiment runs."""

@@ -66,7 +66,7 @@ gpu-check: setup ## prove the GPU code on this machine's GPU; writes docs/proofs
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation
 
-render: setup ## what is generated for the chart: schema, README, rules, dashboard
+render: setup ## what is generated for the chart: schema, README, rules, dashboards
 	@$(RUN) -m tests.deploy.pages
 
 image: ## the container image tidegate:cpu (TARGET=monitor another; without docker by buildah)

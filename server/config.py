@@ -240,6 +240,9 @@ class Settings(_Section):
     recording: Recording = Recording()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
+    engine_cache: Path | None = Field(
+        default=None, description="Folder of the engines that are built here, this user's alone; default ~/.cache/tidegate/engines."
+    )
     files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
     @model_validator(mode="after")

@@ -61,6 +61,7 @@ class ControlPlane:
         self.frozen: set[str] = set()  # the models on which an experiment runs: their ladders stand still
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
+        self.frozen: set[str] = set()  # models whose ladder mustn't step now: an experiment runs on them
         self.loaded = False
 
     async def load_all(self) -> None:

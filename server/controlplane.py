@@ -58,7 +58,6 @@ class ControlPlane:
         self.precisions, self.admissions = self._versions.precisions, self._versions.admissions
         self._switching = Switching(self._versions, journal, changes)
         self.stepping = Stepping(table, self, recorder, journal)
-        self.frozen: set[str] = set()  # the models on which an experiment runs: their ladders stand still
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
         self.frozen: set[str] = set()  # models whose ladder mustn't step now: an experiment runs on them

@@ -56,10 +56,16 @@ class Recorder:
         rest, gone = self._rest
         if key in rest:
             self._rest = ({other: each for other, each in rest.items() if other != key}, merged(OTHER, (gone, rest[key])))
-        gone_labels = set(zip(("model", "version", "precision"), key, strict=True))
+        self._forget(lambda labels: labels <= set(zip(MODEL_LABELS, key, strict=True)))
+
+    def rest(self, key: ModelKey) -> None:
+        """One precision of a version isn't loaded any more: what its gauges read is gone. Its counts stay and go on where it comes back."""
+        self._forget(lambda labels: labels == set(zip(MODEL_LABELS, key, strict=True)))
+
+    def _forget(self, whose: Callable[[set[tuple[str, str]]], bool]) -> None:
         for gauge in list(self._gauges):
             labels = {label for label in gauge[1] if label[0] in MODEL_LABELS}
-            if labels and labels <= gone_labels:
+            if labels and whose(labels):
                 del self._gauges[gauge]
 
     def unrouted(self, reason: str) -> None:

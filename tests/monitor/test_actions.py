@@ -62,8 +62,8 @@ async def test_a_precision_is_stepped(tmp_path: Path) -> None:
         outcomes = [(await actions.take("step", alert, float(number))).text for number in range(2)]
         (event, *_) = await app.events.since()
     assert outcomes == ["done", "failed: the server answered 400"]  # there's nothing below INT8
-    assert (event.who, event.was, event.now) == ("ladder", "fp32", "int8")
-    assert event.why.endswith(": alert InferenceLatency (by m)")
+    assert (event.who, event.was, event.now) == ("anonymous", "fp32", "int8")
+    assert event.why == "alert InferenceLatency (by m)"
 
 
 def test_shedding_needs_to_know_whom() -> None:

@@ -51,11 +51,12 @@ class Model:
         return found
 
     def barred(self, costed: Costed, now: float) -> Costed:
-        """A rung, barred where a step to it failed lately."""
-        failure = self.failures.get(costed.rung.precision)
-        if failure is None or now >= failure.until or costed.rung.precision == self.ladder.active:
+        """A rung, barred where a step to it failed lately. One that failed before that may be tried again, unless it's what answers."""
+        rung, failure = costed.rung, self.failures.get(costed.rung.precision)
+        if rung.precision == self.ladder.active:
             return costed
-        return replace(costed, rung=replace(costed.rung, barred=costed.rung.barred or Skip.FAILED))
+        lately = Skip.FAILED if failure is not None and now < failure.until else None
+        return replace(costed, rung=replace(rung, barred=lately if rung.barred in (None, Skip.FAILED) else rung.barred))
 
     def count(self, key: tuple[str, str]) -> float:
         """Steps so far, for the scraping thread."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from server.backends.registry import EMULATED
+from server.engine.cost_model import CostModel
 from server.engine.engine import Engine
 from server.explain import capacity_of
 from server.precision.costs import OnLanes, foreseen
-from server.precision.ladder import Cost, Policy, Rung, Settings, Skip, capacity
+from server.precision.ladder import Cost, Policy, Rung, Settings, capacity
 from server.repository.declare.precision import REFERENCE
-from server.repository.manifest import processor
 from server.repository.model_config import ModelConfig
 from server.router.table import ServedVersion
 
@@ -53,22 +53,25 @@ def settings_of(config: ModelConfig) -> Settings:
 
 def rungs_of(served: ServedVersion) -> list[Costed]:
     """All precisions of a ready version, the ladder's first and in its order."""
-    names = dict.fromkeys((*served.config.precision.ladder, *served.expected))
-    return [_costed(served, name) for name in names if name in served.expected]
+    names = dict.fromkeys((*served.config.precision.ladder, *served.variants))
+    return [_costed(served, name) for name in names if name in served.variants]
 
 
 def _costed(served: ServedVersion, precision: str) -> Costed:
     cost, known = cost_of(served, precision)
-    return Costed(Rung(precision, cost, None if proven(served, precision) else Skip.UNPROVEN), known)
+    return Costed(replace(served.variants[precision].rung, cost=cost), known)
 
 
 def cost_of(served: ServedVersion, precision: str) -> tuple[Cost | None, Known]:
     """What runs of a precision cost on the version's lanes, None where nobody measured that on such a device."""
     engine = served.engine
     assert engine is not None
-    active = on_lanes(engine)
+    active = on_lanes(engine, engine.batcher.costs)
     if precision == engine.key.precision:
         return (active, Known.LEARNED) if active is not None else (None, Known.UNKNOWN)
+    variant = served.variants.get(precision)
+    if variant is not None and isinstance(variant.cost, CostModel):  # also of one that isn't loaded any more
+        return on_lanes(engine, variant.cost), Known.LEARNED
     expected = served.expected
     of, wanted = expected.get(engine.key.precision, {}), expected.get(precision, {})
     cost = foreseen(active, of, wanted) if active is not None else None
@@ -89,20 +92,9 @@ def preferred_rows_per_s(served: ServedVersion) -> float:
     return capacity(cost, served.config.batching.latency_objective, max(1, served.engine.max_rows if served.engine else 1))
 
 
-def on_lanes(engine: Engine) -> OnLanes | None:
-    """What an engine learned, at the length that its batches have in the mean; None where it knows nothing yet."""
-    costs, (*counts, total) = engine.batcher.costs, engine.figures.length
+def on_lanes(engine: Engine, costs: CostModel) -> OnLanes | None:
+    """What was learned, on the lanes and at the length of the batches that an engine has now; None where nothing is known yet."""
+    *counts, total = engine.figures.length
     batches = sum(counts)
     length = round(total / batches) if batches else costs.length
     return OnLanes(costs, length, len(engine.lanes)) if costs.known else None
-
-
-def proven(served: ServedVersion, precision: str) -> bool:
-    """Whether a precision has figures that it answers as FP32 does on such a device; FP32 needs none, and an emulated one computes
-    nothing."""
-    if precision == REFERENCE or served.platform == EMULATED:
-        return True
-    found = served.manifest.variant(precision) if served.manifest is not None else None
-    if found is None:
-        return served.manifest is None  # a bare file is all there is
-    return found.parity.device == (processor() if served.device == "cpu" else served.device)

@@ -21,12 +21,10 @@ from server.logs import Journal
 from server.metrics.catalogue import LADDER_STEPS, LADDER_UTILIZATION
 from server.metrics.recorder import Recorder
 from server.precision.ladder import Decision, Ladder, Policy, Reason
-from server.router.table import ServedVersion, ServingTable
+from server.router.table import ServedVersion, ServingTable, engines_of
 
 TICK = 1.0  # seconds
 LADDER, SCHEDULE = "ladder", "schedule"
-AUTOMATIC = frozenset((LADDER, SCHEDULE, "guard"))
-"""Who switches without that it holds over the ladder."""
 FAILED = "failed"
 
 
@@ -39,16 +37,16 @@ class Stage(Protocol):
         """What an operator chose over the ladder."""
         ...
 
-    def stepped(self, name: str) -> str | None:
-        """What was switched to without an operator."""
-        ...
-
     def switching(self, name: str) -> bool:
         """Whether the model is being switched or loaded just now."""
         ...
 
     async def switch(self, name: str, precision: str | None, who: str, why: str) -> None:
-        """As ControlPlane.switch; who is of AUTOMATIC doesn't choose for good."""
+        """As ControlPlane.switch: an operator's choice."""
+        ...
+
+    async def step(self, name: str, precision: str | None, who: str, why: str) -> None:
+        """As ControlPlane.step: the server's own."""
         ...
 
 
@@ -92,7 +90,7 @@ class Stepping:
     def _several(self) -> Iterator[ServedVersion]:
         for name in self._table.names():
             served = self._table.default(name)
-            if served is not None and served.engine is not None and len(served.expected) > 1:
+            if served is not None and served.engine is not None and len(served.variants) > 1:
                 yield served
 
     def _forget(self, name: str) -> None:
@@ -108,11 +106,12 @@ class Stepping:
         self._follow(model, served)
         decision = model.decision = model.ladder.decide([each.rung for each in model.costed], model.sight)
         self._show(name, model)
-        if decision.precision != model.ladder.active and self._stage.chosen(name) is None:
+        own = model.ladder.settings.policy is not Policy.FIXED and self._stage.chosen(name) is None
+        if own and decision.precision != model.ladder.active:
             model.task = asyncio.ensure_future(self._step(name, model, decision))
 
     def _engines(self, name: str) -> list[Engine]:
-        return [served.engine for served in self._table.versions(name) if served.engine is not None]
+        return [engine for served in self._table.versions(name) for engine in engines_of(served)]
 
     def _of(self, served: ServedVersion) -> Model:
         """What is known of the model, its ladder as model.yaml has it now."""
@@ -122,8 +121,7 @@ class Stepping:
             model = Model(served.config, Ladder(settings_of(served.config), served.engine.key.precision))
             self._models[served.model] = model
         elif model.config is not served.config:
-            home = model.ladder.settings.active
-            model.config, model.ladder.settings = served.config, replace(settings_of(served.config), active=home)
+            model.config, model.ladder.settings = served.config, settings_of(served.config)
         return model
 
     def _follow(self, model: Model, served: ServedVersion) -> None:
@@ -132,8 +130,8 @@ class Stepping:
         name, now, active = served.model, self._clocks.now(), served.engine.key.precision
         if model.ladder.active != active:  # somebody else switched
             model.ladder.stepped(active, now)
-        if self._stage.chosen(name) is None and self._stage.stepped(name) is None:  # then it's as its own configuration says
-            model.ladder.settings = replace(model.ladder.settings, active=active)
+        if served.offered and model.ladder.settings.active != served.offered[0]:
+            model.ladder.settings = replace(model.ladder.settings, active=served.offered[0])
         model.costed = [model.barred(each, now) for each in rungs_of(served)]
         model.sight = replace(
             model.sight,
@@ -146,11 +144,10 @@ class Stepping:
         )
 
     async def _step(self, name: str, model: Model, decision: Decision) -> None:
-        begun, policy = self._clocks.now(), model.ladder.settings.policy
-        home = policy is Policy.FIXED and decision.reason is Reason.WANTED
-        who = SCHEDULE if policy is Policy.SCHEDULE else LADDER
+        begun = self._clocks.now()
+        who = SCHEDULE if model.ladder.settings.policy is Policy.SCHEDULE else LADDER
         try:
-            await self._stage.switch(name, None if home else decision.precision, who, model.why(decision))
+            await self._stage.step(name, decision.precision, who, model.why(decision))
         except Superseded:
             pass  # somebody asked for another switch meanwhile: that's seen at the next look
         except TidegateError as error:
@@ -197,8 +194,7 @@ class Stepping:
             left = "".join(f"; {precision} is left out: {skip}" for precision, skip in found.skipped)
             raise InvalidRequest(f"model '{name}' has no precision {'below' if down else 'above'} {model.ladder.active} to step to{left}")
         own = model.ladder.settings.policy is Policy.LADDER and self._stage.chosen(name) is None
-        asked = (LADDER, f"asked for by {who}: {why}") if own else (who, why)
-        await self._stage.switch(name, found.precision, *asked)
+        await (self._stage.step if own else self._stage.switch)(name, found.precision, who, why)
         self._stepped(name, model, found)
 
     def told(self, name: str) -> dict[str, Any] | None:

@@ -21,8 +21,9 @@ from server.messages import ModelKey
 from server.metrics.catalogue import CATALOGUE
 from server.metrics.figures import Figures
 from server.metrics.recorder import Recorder
+from server.precision.variants import Event
 from server.repository.model_config import ModelConfig
-from server.router.table import ServedVersion, ServingTable, State
+from server.router.table import ServedVariant, ServedVersion, ServingTable, State
 
 SECONDS: Mapping[str, Mapping[int, float]] = {
     "fp32": {1: 0.006, 8: 0.034, 64: 0.258},
@@ -63,7 +64,7 @@ class Play:
     def __init__(self, home: str = "fp32", **config: Any) -> None:
         self.now, self.wall = 1000.0, 0.0
         self.frozen: set[str] = set()
-        self.chosen_, self.stepped_ = cast("str | None", None), cast("str | None", None)
+        self.chosen_ = cast("str | None", None)
         self.busy = False
         self.switches: list[tuple[str | None, str, str]] = []
         self.fault: Exception | None = None
@@ -76,22 +77,25 @@ class Play:
     def serve(self, precision: str) -> None:
         self.engine = FakeEngine(precision, SECONDS[precision])
         engine = cast(Engine, self.engine)
-        self.table.put(ServedVersion("m", "1", State.READY, engine=engine, platform="emulated", config=self.config, expected=dict(SECONDS)))
+        served = ServedVersion("m", "1", State.READY, engine=engine, platform="emulated", config=self.config)
+        served.expected, served.offered = dict(SECONDS), (self.home, *(name for name in SECONDS if name != self.home))
+        served.variants = {name: ServedVariant(name, proven=True) for name in SECONDS}
+        self.table.put(served)
 
     def chosen(self, name: str) -> str | None:
         return self.chosen_
-
-    def stepped(self, name: str) -> str | None:
-        return self.stepped_
 
     def switching(self, name: str) -> bool:
         return self.busy
 
     async def switch(self, name: str, precision: str | None, who: str, why: str) -> None:
+        self.chosen_ = precision
+        await self.step(name, precision, who, why)
+
+    async def step(self, name: str, precision: str | None, who: str, why: str) -> None:
         if self.fault is not None:
             raise self.fault
         self.switches.append((precision, who, why))
-        self.stepped_ = precision
         self.serve(precision or self.home)
 
     async def seconds(self, seconds: int, rate: float) -> list[str]:
@@ -213,14 +217,23 @@ def test_the_second_of_the_day(zone: str, wall: float, second: float) -> None:
     assert second_of_day(wall, zone) == second
 
 
-async def test_fixed_goes_back_to_what_it_was_when_that_may_answer_again() -> None:
+async def test_fixed_is_left_alone_and_what_would_be_is_shown() -> None:
     play = Play("int8", precision={"active": "int8"})
     await play.seconds(3, 10)
-    play.stepped_ = "fp32"  # the guard's doing
-    play.serve("fp32")
-    assert await play.seconds(2, 10) == ["None"]
-    assert play.engine.key.precision == "int8"
-    assert play.switches[-1][1:] == ("ladder", "as_configured")
+    play.serve("fp32")  # the guard's doing, or an operator's
+    assert await play.seconds(5, 5000) == []
+    assert play.told()["policy"] == "fixed"
+
+
+async def test_what_answers_and_may_not_any_more_is_stepped_away_from() -> None:
+    play = Play()
+    await play.seconds(3, 100)
+    active = play.table.versions("m")[0].variants["fp32"]
+    for event in (Event.LOAD, Event.READY, Event.ACTIVATE, Event.FAIL):
+        active.step(event, 0.0, "its lanes are lost")
+    play.frozen = {"m"}  # also while an experiment runs
+    assert await play.seconds(1, 100) == ["fp16"]
+    assert play.switches[0][2].startswith("active_barred")
 
 
 @pytest.mark.parametrize(("down", "found"), [(True, "int8"), (False, "fp32")])
@@ -228,14 +241,14 @@ async def test_a_step_that_is_asked_for(down: bool, found: str) -> None:
     play = Play("fp16")
     await play.seconds(3, 10)
     await play.stepping.step("m", "anna", "alert InferenceLatency", down=down)
-    assert play.switches == [(found, "ladder", "asked for by anna: alert InferenceLatency")]
+    assert (play.switches, play.chosen_) == ([(found, "anna", "alert InferenceLatency")], None)
     assert play.metric("tidegate_ladder_steps_total") == {("m", found, "asked_for"): 1.0}
 
 
 async def test_without_a_ladder_a_step_is_a_choice() -> None:
     play = Play(precision={})
     await play.stepping.step("m", "anna", "because", down=True)
-    assert play.switches == [("fp16", "anna", "because")]
+    assert (play.switches, play.chosen_) == ([("fp16", "anna", "because")], "fp16")
 
 
 async def test_where_there_is_nothing_to_step_to() -> None:

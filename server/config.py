@@ -78,8 +78,6 @@ OptionalPort: TypeAlias = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
 ]
 Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
-
-
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Allowance: TypeAlias = Literal["upload", "files", "shared-memory"]
 Allowances: TypeAlias = Annotated[

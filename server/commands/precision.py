@@ -34,7 +34,7 @@ def precision() -> None:
 @app.command()
 def show(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
     """What a model runs in, and what it could."""
-    _ask("GET", model, url, token_file, json)
+    _ask("GET", _path(model), url, token_file, json)
 
 
 @app.command("set")
@@ -46,7 +46,7 @@ def set_(
     json: Json = False,
 ) -> None:
     """Switch a model to a precision, over its model.yaml until it's cleared. No request sees it; returns once it answers."""
-    _ask("PUT", model, url, token_file, json, wish={"active": active})
+    _ask("PUT", _path(model), url, token_file, json, wish={"active": active})
 
 
 @app.command()
@@ -60,19 +60,20 @@ def step(
 ) -> None:
     """Step a model once, whatever its load. Under policy ladder the server steps on from there by itself."""
     wish = {"direction": direction, **({"reason": reason} if reason else {})}
-    _ask("POST", model, url, token_file, json, wish=wish, what="/step")
+    _ask("POST", f"{_path(model)}/step", url, token_file, json, wish=wish)
 
 
 @app.command()
 def clear(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
     """Go back to the precision of the model's own configuration."""
-    _ask("DELETE", model, url, token_file, json)
+    _ask("DELETE", _path(model), url, token_file, json)
 
 
-def _ask(
-    method: str, model: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None, what: str = ""
-) -> None:
-    target = f"/admin/models/{quote(model, safe='')}/precision{what}"
+def _path(model: str) -> str:
+    return f"/admin/models/{quote(model, safe='')}/precision"
+
+
+def _ask(method: str, target: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None) -> None:
     with asking(url, method, target, read_token(token_file), wish=wish, timeout=SWITCH_TIMEOUT) as response:
         body = response.read()
     if json:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from server.config import Settings
+from server.control.engines.builds import EngineBuilds
 from server.control.overrides import Wish
 from server.control.precision.precisions import ASKED, Precisions
 from server.control.precision.stepping import Stepping
@@ -25,7 +26,6 @@ from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
 from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.repository.marks import Watcher
-from server.repository.store import Store
 from server.router.table import ServingTable, State, engines_of
 from server.state.changes import Changes
 
@@ -49,14 +49,15 @@ class ControlPlane:
     ) -> None:
         """`changes` is where to write down what changes, `start` runs an ensemble's steps."""
         self._settings = settings
-        self._store = Store(settings.repository)
         self._table = table
         self._journal = journal
-        self._versions = Versions(settings, self._store, table, recorder, journal, start)
+        self._versions = Versions(settings, table, recorder, journal, changes, start)
+        self._store = self._versions.store
         self._loader, self._notices = self._versions.loader, self._versions.notices
         self._overrides, self._ensembles = self._versions.overrides, self._versions.ensembles
         self.admissions = self._versions.residents.admissions
         self.precisions = Precisions(self._versions, table, journal, changes)
+        self.engines = EngineBuilds(self._versions, table, settings.engines, journal)
         self.stepping = Stepping(table, self, recorder, journal)
         self.precisions.sections["stepping"] = self.stepping.told
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
@@ -68,6 +69,7 @@ class ControlPlane:
         """Load what `model_control` says. A model that can't be served is listed with its reason; the others serve. Raises ConfigError
         where the state can't be read."""
         await self.precisions.restore()
+        await self.admissions.restore()
         watcher = Watcher(await self._loader.run(self._store.marks)) if self._settings.model_control == "poll" else None
         listing = await self._loader.run(self._store.scan)
         names = sorted({entry.name for entry in listing.entries} | {problem.name for problem in listing.problems})
@@ -178,8 +180,7 @@ class ControlPlane:
         batches; another is opened beside the one that serves and warmed up first. It holds, also over a restart, until it's cleared or the
         model is unloaded.
 
-        Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch,
-        Unavailable where it can't be remembered.
+        Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch.
         """
         await self._to_its_end(self.precisions.switch(name, precision, (who, why)))
 
@@ -274,11 +275,13 @@ class ControlPlane:
 
     async def close(self) -> None:
         """End loads that are under way and give every lane back."""
+        await self.engines.close()
         work = list(self._work)
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
         self.precisions.close()
+        self.admissions.close()
         for entry in self._table:
             await self._versions.residents.withdraw(entry.leaving or entry, 0.0)
             entry.engine = entry.leaving = None

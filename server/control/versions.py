@@ -26,10 +26,12 @@ from server.messages import ModelKey
 from server.metrics.recorder import Recorder
 from server.repository.configs.reading import Values
 from server.repository.declare.routing import Routing
+from server.repository.declare.said import Loadable
 from server.repository.loader import precisions_of
 from server.repository.marks import Mark, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
+from server.state.changes import Changes
 
 NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
@@ -40,20 +42,23 @@ Declare: TypeAlias = Callable[[str, Routing], None]
 class Versions:
     """Its parts are its owner's, the control plane's, too."""
 
-    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal, start: Start) -> None:
+    def __init__(
+        self, settings: Settings, table: ServingTable, recorder: Recorder, journal: Journal, changes: Changes, start: Start
+    ) -> None:
         """`start` runs an ensemble's steps."""
         self._settings = settings
-        self._store = store
+        self.store = Store(settings.repository)
         self._table = table
         self._recorder = recorder
         self._journal = journal
         self.loader = Loader(settings)
         self.notices = Notices(table, recorder, journal, paths_below(settings.repository))
         self.choices = Choices()
-        self.residents = Residents(settings, table, recorder, journal, self.loader)
+        self.residents = Residents(settings, table, recorder, journal, self.loader, changes)
         self.overrides = Overrides(upload="upload" in settings.allow)
         self.ensembles = Ensembles(table, recorder, journal, start)
         self.declare: Declare = lambda name, routing: None
+        self.on_ready: Callable[[Loadable], None] = lambda loadable: None  # told of each version that was loaded
         self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -64,7 +69,7 @@ class Versions:
     async def find(self, name: str, wish: Wish) -> tuple[Override, Listing]:
         """What is to hold for a model, and the model with that. Raises Unavailable."""
         override = await self.loader.run(self.overrides.kept, name, wish)
-        store = Store(override.place) if override.place else self._store
+        store = Store(override.place) if override.place else self.store
         try:
             return override, await self.loader.run(store.find, name, override.values)
         except ConfigError as error:
@@ -155,6 +160,7 @@ class Versions:
         served = await self.residents.begin(entry, loadable, opened, self.choices.pins(entry.name))
         served.offered = offered or (loadable.spec.precision,)
         served.reason = "; ".join(filter(None, (served.note, note)))
+        self.on_ready(loadable)
         return served
 
     def _close_figures(self, old: ServedVersion, new: ServedVersion | None) -> None:
@@ -164,6 +170,10 @@ class Versions:
         kept = new.variants.keys() if new is not None else set()
         for name in names:
             (self._recorder.rest if name in kept else self._recorder.close)(ModelKey(old.model, old.version, name))
+
+    def forget(self, name: str, version: str) -> None:
+        """Have a version loaded again though its files are the same: something else that it depends on isn't."""
+        self._marks.pop((name, version), None)
 
     async def take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
         """Stop serving a version in order; `forget` takes it out of the index too."""

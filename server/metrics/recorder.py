@@ -65,7 +65,7 @@ class Recorder:
     def _forget(self, whose: Callable[[set[tuple[str, str]]], bool]) -> None:
         for gauge in list(self._gauges):
             labels = {label for label in gauge[1] if label[0] in MODEL_LABELS}
-            if labels and whose(labels):
+            if whose(labels) and any(name == "version" for name, _ in labels):  # what is of a whole model isn't the version's
                 del self._gauges[gauge]
 
     def unrouted(self, reason: str) -> None:
@@ -94,6 +94,10 @@ class Recorder:
         key = (name, tuple((label, labels[label]) for label in metric.labels))
         if key in self._gauges or sum(known == name for known, _ in self._gauges) < MAX_KEYS:
             self._gauges[key] = read
+
+    def ungauge(self, name: str, labels: Mapping[str, str]) -> None:
+        """Its series ends."""
+        self._gauges.pop((name, tuple((label, labels[label]) for label in CATALOGUE[name].labels)), None)
 
     def read(self, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Sequence[str], float]]:
         """Name, values of the labels and value of each gauge that is one of `metrics`. For the scraping thread."""

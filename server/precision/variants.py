@@ -49,6 +49,8 @@ class Event(StrEnum):
     WITHDRAW = "it's unloaded"
 
 
+LOADED = frozenset((State.WARM, State.ACTIVE, State.DRAINING))
+"""States in which it can answer."""
 RESIDENT = frozenset((State.LOADING, State.WARM, State.ACTIVE, State.DRAINING))
 """States in which it holds memory. What is pinned out gives it back once its last batch is answered."""
 

@@ -48,9 +48,10 @@ class Front(Protocol):
 @dataclass(slots=True, eq=False)
 class ServedVariant(Variant):
     """One precision of a served version. `served` is the version as it serves in this one: there while it's loaded, in the table while
-    it's active. `holders` are those who asked that it stay loaded."""
+    it's active. `figures` are what it did, since it was first loaded; `holders` are those who asked that it stay so."""
 
     served: ServedVersion | None = None
+    figures: Figures | None = None
     holders: int = 0
 
     @property

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from server.control.overrides import Wish
 from server.control.precision.choices import DEFAULT, Pin
-from server.control.precision.residents import LOADED, FilesChanged, answering
+from server.control.precision.residents import FilesChanged, answering
 from server.control.precision.told import checked, told
 from server.control.versions import Versions
 from server.errors import ConfigError, InvalidRequest, ModelDefect, NotFound, Unavailable
 from server.logs import Journal
-from server.precision.variants import State
+from server.precision.variants import LOADED, State
 from server.router.table import ServedVariant, ServedVersion, ServingTable
 from server.state.base import Event
 from server.state.changes import Changes
@@ -53,6 +53,7 @@ class Precisions:
         self._changes = changes
         self._timers: dict[tuple[str, str, str], asyncio.TimerHandle] = {}
         self._work: set[asyncio.Task[None]] = set()
+        self._unkept: set[str] = set()  # models of which the state doesn't know what holds
         self.sections: dict[str, Callable[[str], Any]] = {}
 
     def chosen(self, name: str) -> str | None:
@@ -75,6 +76,7 @@ class Precisions:
             "model": name,
             "chosen": chosen,
             "stepped": self._choices.stepped(name),
+            "remembered": name not in self._unkept,
             "differs": any(version["active"] != version["configured"] for version in versions),
             "versions": versions,
             **{section: tell(name) for section, tell in self.sections.items()},
@@ -103,18 +105,15 @@ class Precisions:
             checked(serving, precision)
             was, before = ", ".join(map(answering, serving)), self._choices.held(name)
             self._choices.choose(name, precision, stepped=stepped)
-            event = Event(0.0, asked[0], "precision", name, was, precision or DEFAULT, asked[1])
+            event = Event(0.0, asked[0], "precision", name, was, ", ".join(map(self._wanted, serving)), asked[1])
             try:
                 await self._prepare(name, before)
-                if not stepped:
-                    await self._changes.keep(ROOM, name, self._choices.document(name), event)
             except (ModelDefect, Unavailable) as error:
                 self._choices.put_back(name, before)
                 self._activate(name)
                 raise await self._not_switched(event, error) from error
             self._activate(name)
-            if stepped:
-                await self._changes.note(event)
+            await (self._changes.note(event) if stepped else self._kept(event))
             now = [answering(served) for served in self._serving(name)]
             self._journal.lifecycle("precision_switched", model=name, before=was, now=", ".join(now), who=asked[0], why=asked[1])
 
@@ -248,12 +247,13 @@ class Precisions:
         return ModelDefect(text) if isinstance(error, ModelDefect) else error
 
     async def _kept(self, event: Event) -> None:
-        """Keep what holds now. What the server did for a reason isn't undone because it can't be written down."""
+        """Keep what holds now. What was done for a reason isn't undone because it can't be written down."""
+        self._unkept.discard(event.model)
         try:
             await self._changes.keep(ROOM, event.model, self._choices.document(event.model), event)
         except Unavailable as error:
+            self._unkept.add(event.model)
             self._journal.lifecycle("event_not_kept", level="error", what=event.what, model=event.model, why=str(error))
-        self._journal.lifecycle(f"precision_{event.what}", model=event.model, was=event.was, now=event.now, why=event.why)
 
     def _expect(self, name: str, version: str, precision: str, pin: Pin) -> None:
         """Look again when a pin is over."""

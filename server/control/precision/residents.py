@@ -25,7 +25,7 @@ from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
 from server.messages import ModelKey
 from server.metrics.recorder import Recorder
-from server.precision.variants import Event, Holding, State, make_room, most_exact_first
+from server.precision.variants import LOADED, Event, Holding, State, make_room, most_exact_first
 from server.repository.declare.precision import REFERENCE
 from server.repository.declare.said import Loadable
 from server.repository.manifest import processor
@@ -34,9 +34,9 @@ from server.repository.store import Entry
 from server.router.table import ServedVariant, ServedVersion, ServingTable
 from server.router.table import State as Ready
 from server.sequences import Sequences
+from server.state.base import Event as Event_
+from server.state.changes import Changes
 from server.tensors import TensorSpec
-
-LOADED = (State.WARM, State.ACTIVE, State.DRAINING)
 
 
 class FilesChanged(ModelDefect):
@@ -46,7 +46,9 @@ class FilesChanged(ModelDefect):
 class Residents:
     """`admissions` and `serving` are the control plane's."""
 
-    def __init__(self, settings: Settings, table: ServingTable, recorder: Recorder, journal: Journal, loader: Loader) -> None:
+    def __init__(
+        self, settings: Settings, table: ServingTable, recorder: Recorder, journal: Journal, loader: Loader, changes: Changes
+    ) -> None:
         self._settings = settings
         self._table = table
         self._recorder = recorder
@@ -54,7 +56,8 @@ class Residents:
         self._loader = loader
         self._entries: dict[tuple[str, str], Entry] = {}
         self._leaving: dict[asyncio.Task[None], Engine | None] = {}
-        self.admissions = Admissions(table)
+        self._changes = changes
+        self.admissions = Admissions(table, journal, changes)
         self.serving = Serving(table, recorder, journal)
         self.serving.on_lanes = self._on_lanes
 
@@ -209,7 +212,7 @@ class Residents:
     def _loaded(self, variant: ServedVariant, served: ServedVersion) -> None:
         """It has an engine from now on."""
         assert served.engine is not None
-        variant.served = served
+        variant.served, variant.figures = served, served.engine.figures
         variant.cost = served.engine.batcher.costs
         variant.memory = sum(held.bytes for held in served.memory if (held.kind == "GPU") == served.device.startswith("cuda:"))
 
@@ -280,6 +283,8 @@ class Residents:
     def _tell(self, event: str, served: ServedVersion, variant: ServedVariant, *, level: str = "info", **facts: Any) -> None:
         self._journal.lifecycle(event, level=level, model=served.model, version=served.version, precision=variant.precision, **facts)
         self._recorder.ring.routing((monotonic(), served.model, served.version, f"{event} {variant.precision}"))
+        now = f"{served.version} {variant.precision} {variant.state}"
+        self._start(self._changes.note(Event_(0.0, "", event, served.model, "", now, str(facts.get("reason", "")))), None)
 
     def _start(self, work: Coroutine[Any, Any, None], engine: Engine | None) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

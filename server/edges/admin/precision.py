@@ -13,6 +13,7 @@ from server.errors import InvalidRequest
 from server.gate import Gate, Operation
 
 PATH = "/admin/models/{model}/precision"
+PINS = PATH + "/pins/{precision}"
 
 
 def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
@@ -34,6 +35,18 @@ def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
     async def clear(model: str, request: Request) -> Response:
         who = allow(request, Operation.PRECISION).name
         await control.switch(model, None, who)
+        return JSONResponse(control.precisions.read(model))
+
+    @app.put(PINS, tags=["admin"], summary='Have a precision not answer for a while: `{}` or `{"why": …}`')
+    async def pin(model: str, precision: str, request: Request) -> Response:
+        who = allow(request, Operation.PRECISION).name
+        await control.pin_out(model, precision, who, _why(await json_object(request)))
+        return JSONResponse(control.precisions.read(model))
+
+    @app.delete(PINS, tags=["admin"], summary="Let a precision answer again")
+    async def unpin(model: str, precision: str, request: Request) -> Response:
+        who = allow(request, Operation.PRECISION).name
+        await control.unpin(model, precision, who)
         return JSONResponse(control.precisions.read(model))
 
     @app.post(f"{PATH}/step", tags=["admin"], summary='Step a model\'s precision now: `{"direction": "down"}`')
@@ -59,3 +72,9 @@ def _wished(said: dict[str, Any]) -> str:
     if said.keys() != {"active"} or not isinstance(said["active"], str):
         raise InvalidRequest(f'expected {{"active": PRECISION}}, got {str(said)[:100]}')
     return said["active"]
+
+
+def _why(said: dict[str, Any]) -> str:
+    if said.keys() - {"why"} or not isinstance(said.get("why", ""), str):
+        raise InvalidRequest(f'expected {{}} or {{"why": TEXT}}, got {str(said)[:100]}')
+    return said.get("why") or ASKED

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import time
 
 from server.config import Settings
 from server.errors import Unavailable
 from server.logs import Journal
-from server.state.base import Event
+from server.state.base import Document, Event
 from server.state.events import Events
 from server.state.memory import MemoryState
 from server.state.sqlite import SqliteState
@@ -25,9 +26,13 @@ class Changes:
         self.events = events
         self._journal = journal
 
+    async def keep(self, room: str, key: str, document: Document | None, event: Event) -> None:
+        """Have a document hold from now on, and over a restart (None: no longer), and log why. Raises Unavailable; nothing changed then."""
+        await self.events.write(room, key, document, replace(event, at=time()))
+
     async def note(self, event: Event) -> None:
         """Log an event as of now."""
-        event = Event(time(), event.who, event.what, event.model, event.was, event.now, event.why)
+        event = replace(event, at=time())
         try:
             await self.events.append(event)
         except Unavailable as error:

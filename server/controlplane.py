@@ -19,6 +19,7 @@ from server.control.engines.builds import EngineBuilds
 from server.control.guarding.guarding import Guarding
 from server.control.overrides import Wish
 from server.control.precision.precisions import ASKED, Precisions
+from server.control.precision.stepping import Stepping
 from server.control.routing.splits import Splits
 from server.control.versions import NOT_LOADED, UNLOADED, Versions
 from server.ensemble import Start
@@ -60,6 +61,8 @@ class ControlPlane:
         self.guarding = Guarding(table, self, recorder, journal, changes, settings.recording.dir)
         self.precisions.sections["guard"] = self.guarding.told
         self.engines = EngineBuilds(self._versions, table, settings.engines, journal)
+        self.stepping = Stepping(table, self, recorder, journal)
+        self.precisions.sections["stepping"] = self.stepping.told
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
         self.frozen: set[str] = set()  # models whose ladder mustn't step now: an experiment runs on them
@@ -88,6 +91,7 @@ class ControlPlane:
             due += parts
         self.loaded = True
         self._start(self.guarding.run())
+        self._start(self.stepping.run())
         if watcher is not None:
             self._start(self._poll(watcher))
 
@@ -204,6 +208,18 @@ class ControlPlane:
     def release(self, name: str, version: str, precision: str) -> None:
         """As Precisions.release."""
         self.precisions.release(name, version, precision)
+
+    def chosen(self, name: str) -> str | None:
+        """The precision that an operator chose over the model's own configuration and its ladder, None for none."""
+        return self.precisions.chosen(name)
+
+    def stepped(self, name: str) -> str | None:
+        """The precision that the server stepped to by itself, None while the model's own configuration says."""
+        return self.precisions.stepped(name)
+
+    def switching(self, name: str) -> bool:
+        """Whether a model is being loaded or switched just now."""
+        return self._versions.lock(name).locked()
 
     def share_out_by(self, splits: Splits) -> None:
         """Have `splits` told of what models' configurations say, and the versions that it names loaded."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from monitor.render.grafana.panels import MODEL, NAME, VERSION, Board, Kind, Limits, Panel, newest, quantiles, rate, worse_above
 from server.metrics import catalogue as c
 
+_OF_LADDER = 'model=~"$model", precision=~"$precision", instance=~"$instance"'
+
 _PRECISION = (
     Panel(
         "Precision that answers",
@@ -37,6 +39,18 @@ _PRECISION = (
         "Rows a second that the lanes can serve in each precision: what a step of the ladder is worth.",
         [newest(c.CAPACITY_ROWS.name, "model, precision", MODEL, "sum")],
         "rowsps",
+    ),
+    Panel(
+        "Load on each precision",
+        "What is asked for, or foreseen, over what each precision can serve in time. Above 0.85 the ladder steps down, below 0.7 back up.",
+        [newest(c.LADDER_UTILIZATION.name, "model, precision", _OF_LADDER)],
+        "percentunit",
+        limits=worse_above(0.7, 0.85),
+    ),
+    Panel(
+        "Steps of the ladder",
+        "Changes of precision that the server made by itself, by the new one and why; failed: it couldn't be loaded.",
+        [rate(c.LADDER_STEPS.name, "model, precision, reason", _OF_LADDER)],
     ),
 )
 

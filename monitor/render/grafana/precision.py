@@ -16,25 +16,6 @@ _PRECISION = (
         limits=Limits(((1, "green"),), "transparent"),
     ),
     Panel(
-        "What the ladder steps by",
-        "Rows asked for, or foreseen, over what each precision could serve within the objective, of models with policy ladder. Over 0.85 "
-        "it steps down, under 0.7 for a while up again, unless model.yaml says otherwise.",
-        [newest(c.LADDER_UTILIZATION.name, "model, precision", NAME)],
-        "percentunit",
-        limits=worse_above(0.7, 0.85),
-    ),
-    Panel(
-        "Steps of the ladder",
-        "Changes of precision in the last ten minutes that the server made by itself, by where to and why. Many of them: up and down are "
-        "too near each other.",
-        [
-            (
-                f"sum by (model, precision, reason) (increase({c.LADDER_STEPS.name}{{{NAME}}}[10m]))",
-                "{{model}} to {{precision}}: {{reason}}",
-            )
-        ],
-    ),
-    Panel(
         "Drift statistic",
         "The drift guard's statistic: how much speaks for the precision answering otherwise than FP32. At 13 it falls back by itself.",
         [newest("tidegate_drift_statistic", "model, precision", MODEL)],

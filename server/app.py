@@ -40,6 +40,7 @@ from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
 from server.regions import RegionLimits, Regions
+from server.router.replicas import fleet_of
 from server.router.router import Router
 from server.router.table import ServingTable
 from server.state.changes import Changes, events_of
@@ -73,6 +74,7 @@ class App:
         self.dials = Dials(settings, self.journal, self.router)
         self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording, self.dials.tracer)
         self.events = events_of(settings)
+        self.fleet = fleet_of(settings, self.events, self.journal, self.recorder)
         changes = Changes(self.events, self.journal)
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
         self.splits = Splits(self.table, self.router, self.events, self.journal)
@@ -133,6 +135,7 @@ class App:
         if (sender := self.dials.sender) is not None:
             self.recorder.gauge("tidegate_traces_dropped_total", {}, lambda: float(sender.dropped))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
+        self.fleet.start()
         await self.splits.restore()
         await self.control.load_all()
 
@@ -170,6 +173,7 @@ class App:
             self.gpus.close()
         if self.recording is not None:
             self.recording.close()
+        await self.fleet.close()
         self.events.close()
         self.dials.close()
         self.journal.lifecycle("stopped")

@@ -10,22 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FilePath,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, model_validator
 
 from server.documents import Document, read_yaml
 from server.errors import ConfigError
-from server.units import duration, ratio, size
+from server.fields import Allowances, Bytes, Count, Names, OptionalPort, Port, Seconds, Share, StateAt, Timeout, Words
 from server.validation import KeyPath, complaints, nearest
 
 PREFIX = "TIDEGATE_"
@@ -39,54 +30,6 @@ def _installed_version() -> str:
 
 
 VERSION = _installed_version()
-
-
-def _words(value: object) -> object:
-    """`all`, `any`, or names: a list, or text with commas between them."""
-    if not isinstance(value, str) or value in ("all", "any"):
-        return value
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
-def _list(value: object) -> object:
-    """A list, or text with commas between its words."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-
-
-def _port_or_none(value: object) -> object:
-    """`off`, `none` or a port."""
-    return None if value in ("off", "none") else value
-
-
-def _text(pattern: str, number: str, least: float = 0) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": number, "minimum": least}, {"type": "string", "pattern": pattern}]})
-
-
-_SECONDS = _text(r"^\s*[0-9.]+\s*(ns|us|µs|ms|s|m|h|d)?\s*$", "number")
-_BYTES = _text(r"^\s*[0-9.]+\s*([kKMGT]?B|[KMGT]iB?)?\s*$", "integer")
-_SHARE = _text(r"^\s*[0-9.]+\s*%?\s*$", "number")
-
-Seconds: TypeAlias = Annotated[float, BeforeValidator(duration), _SECONDS]
-Timeout: TypeAlias = Annotated[float, BeforeValidator(duration), Field(gt=0), _SECONDS]
-Bytes: TypeAlias = Annotated[int, BeforeValidator(size), Field(gt=0), _BYTES]
-Share: TypeAlias = Annotated[float, BeforeValidator(ratio), _SHARE]
-Count: TypeAlias = Annotated[int, BeforeValidator(lambda value: 0 if value == "auto" else value), Field(ge=0, le=1024)]
-Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
-OptionalPort: TypeAlias = Annotated[
-    Port | None,
-    BeforeValidator(_port_or_none),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
-]
-Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
-
-
-Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_list)]
-Allowance: TypeAlias = Literal["upload", "files", "shared-memory"]
-Allowances: TypeAlias = Annotated[
-    tuple[Allowance, ...],
-    BeforeValidator(_list),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": {"enum": list(get_args(Allowance))}}, {"type": "string"}]}),
-]
 
 
 class _Section(BaseModel):
@@ -209,6 +152,18 @@ class Tracing(_Section):
     sample: Share = Field(default=0.01, description="Share of requests that are traced, of those that belong to no trace yet.")
 
 
+class Redis(_Section):
+    """The way to a state that servers share: state: redis://…"""
+
+    password_file: FilePath | None = Field(default=None, description="File with the password of state: redis://USER@…")
+    password: str | None = Field(default=None, repr=False, description="The password itself: by TIDEGATE_REDIS_PASSWORD.")
+    ca_certs: FilePath | None = Field(default=None, description="With rediss://: authorities of its certificate, else the system's.")
+    certfile: FilePath | None = Field(default=None, description="With rediss://: the certificate that is shown to it, PEM.")
+    keyfile: FilePath | None = Field(default=None, description="Its private key, PEM.")
+    prefix: str = Field(default="tidegate", pattern=r"^[A-Za-z0-9_.{}-]{1,64}$", description="What the names of all keys begin with.")
+    timeout: Timeout = Field(default=1.0, description="Longest time that an answer of it is waited for.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -222,7 +177,9 @@ class Settings(_Section):
         default="none", description="Who has models loaded: none (all are, once, at the start), poll (what changes), explicit (clients)."
     )
     model_control_poll: Timeout = Field(default=5.0, description="With poll: time between two looks at the repository.")
-    state: Path | None = Field(default=None, description="File for the log of changes, so that it outlives a restart; else in memory.")
+    state: StateAt | None = Field(
+        default=None, description="File for what must outlive a restart, or redis://[user@]host[:port][/db] for a fleet; else in memory."
+    )
     load_model: Names = Field(default=(), description="With explicit: the models that are loaded at the start; '*' for all.")
     allow: Allowances = Field(
         default=(), description="What clients with the class control may do besides: upload models, name files, register shared memory."
@@ -240,6 +197,7 @@ class Settings(_Section):
     recording: Recording = Recording()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
+    redis: Redis = Redis()
     files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from server.config import Timeout
+from server.fields import Timeout
 from server.repository.model_values import MAX_RANK, VERSION_PATTERN
 from server.units import size
 

@@ -57,8 +57,9 @@ protos: setup ## compile the .proto files into server/protocol/proto/descriptors
 	@cd server/protocol/proto && ../../../$(RUN) -m grpc_tools.protoc -I . --descriptor_set_out=descriptors.binpb \
 	  model_config.proto oip.proto health.proto reflection.proto
 
-gpu-stubs: setup ## fetch TensorRT's and CUDA's Python bindings and write typings/ from them
+gpu-stubs: setup ## fetch TensorRT's, CUDA's and onnxruntime-gpu's packages and write down which names they have
 	@$(RUN) -m tests.nvidia.stubs
+	@$(RUN) -m tests.nvidia.ort_options
 
 gpu-check: setup ## prove the GPU code on this machine's GPU; writes docs/proofs/
 	@$(RUN) -m benchmarks.gpu_check
@@ -66,7 +67,7 @@ gpu-check: setup ## prove the GPU code on this machine's GPU; writes docs/proofs
 dist: setup ## wheel and source archive in dist/
 	$(RUN) -m build --no-isolation
 
-render: setup ## what is generated for the chart: schema, README, rules, dashboard
+render: setup ## what is generated for the chart: schema, README, rules, dashboards
 	@$(RUN) -m tests.deploy.pages
 
 image: ## the container image tidegate:cpu (TARGET=monitor another; without docker by buildah)

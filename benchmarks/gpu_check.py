@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from benchmarks import gpu_parts
 from benchmarks.gpu_parts import CheckFailed
-from server.backends.trt.cuda import Gpu, open_gpu
+from server.backends.nvidia.cuda import Gpu, open_gpu
 from server.errors import TidegateError
 
 PROOFS = Path(__file__).parents[1] / "docs" / "proofs"
@@ -57,18 +57,22 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             Part(
                 "b",
                 "onnxruntime-gpu",
-                {"onnxruntime": "onnxruntime-gpu[cuda,cudnn]", "onnx": "onnx"},
-                ("onnxruntime-gpu", "onnx"),
-                {"the CUDA provider against the CPU": gpu_parts.onnxruntime_cuda},
+                {"onnxruntime": "onnxruntime-gpu[cuda,cudnn]", "cuda.bindings": "cuda-bindings", "onnx": "onnx"},
+                ("onnxruntime-gpu", "cuda-bindings", "onnx"),
+                {
+                    "the CUDA provider against the CPU, arrays bound": gpu_parts.onnxruntime_cuda,
+                    "what bound arrays take of the device": gpu_parts.onnxruntime_memory,
+                },
             ),
             Part(
                 "c",
                 "TensorRT",
                 {"tensorrt": "tensorrt-cu13>=10.13.2,<11", "cuda.bindings": "cuda-bindings", "onnx": "onnx"},
-                ("tensorrt-cu13", "cuda-bindings"),
+                ("tensorrt-cu13", "onnxruntime-gpu", "cuda-bindings"),
                 {
                     "an engine, built and run at every number of rows": gpu_parts.tensorrt_engine,
                     "an engine whose file was cut short is refused": gpu_parts.tensorrt_refuses,
+                    "onnxruntime's TensorRT provider and its cache": gpu_parts.onnxruntime_tensorrt,
                 },
             ),
         )

@@ -16,10 +16,11 @@ import numpy as np
 from exporters.formats.to_trt import profiles
 from exporters.formats.trt_build import Settings, build
 from server.backends.base import Backend, VariantSpec
+from server.backends.nvidia.cuda import Gpu
 from server.backends.registry import backend_named
-from server.backends.trt.cuda import Gpu
 from server.errors import ModelDefect
 from server.lanes.opening import LanePlan, open_lanes
+from server.repository.manifest import file_sha256
 from server.tensors import Tensor, TensorSpec
 
 DEVICE = "cuda:0"
@@ -108,6 +109,38 @@ def onnxruntime_cuda(gpu: Gpu, folder: Path) -> str:
     """A session whose nodes are on the GPU answers as one on the CPU."""
     path = _network(folder)
     return _compared(VariantSpec("check", "1", "fp32", "onnxruntime", path, device=DEVICE), path)
+
+
+def onnxruntime_memory(gpu: Gpu, folder: Path) -> str:
+    """Bound arrays stay where they are: once the largest run was there, no more runs take any memory of the device."""
+    spec = VariantSpec("check", "1", "fp32", "onnxruntime", _network(folder), device=DEVICE)
+    with _opened(spec) as backend:
+        for rows in (MOST_ROWS, 1, 2):
+            backend.run(_given(backend, rows), rows)
+        before = gpu.free_memory()
+        for rows in (*range(1, MOST_ROWS + 1), *range(1, MOST_ROWS + 1)):
+            backend.run(_given(backend, rows), rows)
+        taken = before - gpu.free_memory()
+    if taken > 0:
+        raise CheckFailed(f"{2 * MOST_ROWS} runs took {taken} bytes of the device and didn't give them back")
+    return f"{2 * MOST_ROWS} runs took none"
+
+
+def onnxruntime_tensorrt(gpu: Gpu, folder: Path) -> str:
+    """onnxruntime's TensorRT provider answers as the CPU at all rows of its profile, and finds its engine again at the second open."""
+    path, cache = _network(folder), folder / "engines"
+    shapes = {"x": ((1, WIDTH), (16, WIDTH), (MOST_ROWS, WIDTH))}
+    options = {"provider": "tensorrt", "profile": shapes, "cache": str(cache), "sha256": file_sha256(path)}
+    spec = VariantSpec("check", "1", "fp32", "onnxruntime", path, device=DEVICE, options=options)
+    begun = time.perf_counter()
+    found = _compared(spec, path)
+    first, begun = time.perf_counter() - begun, time.perf_counter()
+    kept = {file: file.stat().st_mtime_ns for file in cache.rglob("*.engine")}
+    _compared(spec, path)
+    again = time.perf_counter() - begun
+    if not kept or kept != {file: file.stat().st_mtime_ns for file in cache.rglob("*.engine")}:
+        raise CheckFailed(f"{len(kept)} engines were kept at the first open, and the second changed them")
+    return f"{found}; opened and run in {first:.1f} s, from its cache in {again:.1f} s"
 
 
 def tensorrt_engine(gpu: Gpu, folder: Path) -> str:

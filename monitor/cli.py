@@ -13,7 +13,7 @@ import typer
 
 from monitor.app import Monitor
 from monitor.metrics.query import promql, promql_duration
-from monitor.render.helm import RENDERERS, chart_files
+from monitor.render.helm import chart_files, rendered
 from monitor.rule_test import run_tests
 from monitor.rules.build import read_rules, rules_schema
 from monitor.rules.model import Ruleset
@@ -100,18 +100,21 @@ def test(file: Annotated[Path, typer.Argument(metavar="FILE", help="Rule tests: 
 def render(
     file: RulesPath,
     form: Annotated[Literal["prometheus", "alertmanager", "grafana", "helm"], typer.Option("--to", help="For whom.")] = "prometheus",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, for helm a folder; else stdout.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, a folder for grafana and helm; else stdout.")
+    ] = None,
 ) -> None:
-    """Write the same rules for Prometheus, Alertmanager or Grafana, or all of it for the Helm chart."""
+    """Write the same rules for Prometheus, Alertmanager or Grafana (four dashboards), or all of it for the Helm chart."""
     ruleset = _read(file)
-    if form == "helm":
+    files = chart_files(ruleset) if form == "helm" else rendered(ruleset, form)
+    if len(files) > 1:
         if output is None:
-            raise typer.BadParameter("--to helm writes several files: name their folder with --output")
-        output.mkdir(parents=True, exist_ok=True)
-        for name, text in chart_files(ruleset).items():
+            raise typer.BadParameter(f"--to {form} writes {len(files)} files: name their folder with --output")
+        for name, text in files.items():
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
             (output / name).write_text(text)
         return
-    text = RENDERERS[form](ruleset)
+    (text,) = files.values()
     if output is None:
         typer.echo(text, nl=False)
     else:

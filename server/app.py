@@ -15,8 +15,11 @@ import orjson
 from server.config import Settings
 from server.control.dials import Dials
 from server.control.routing.splits import Splits
+from server.control.routing.trials import Trials
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
+from server.edges.admin.canary import add_canary
+from server.edges.admin.experiments import add_experiments
 from server.edges.admin.routes import add_admin
 from server.edges.admin.weights import add_weights
 from server.edges.extensions.configuration import add_configuration
@@ -79,6 +82,8 @@ class App:
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
         self.splits = Splits(self.table, self.router, self.events, self.journal)
         self.control.share_out_by(self.splits)
+        self.trials = Trials(self.table, self.splits, self.events, self.journal, self.fleet)
+        self.control.frozen = self.trials.frozen
         self._hurry = asyncio.Event()
         self._draining = False
         loop = asyncio.get_running_loop()
@@ -94,6 +99,8 @@ class App:
         add_repository(rest, self.gate, self.control)
         add_settings(rest, self.gate, self.dials)
         add_weights(rest, self.gate, self.splits)
+        add_canary(rest, self.gate, self.trials, self.router)
+        add_experiments(rest, self.gate, self.trials, self.router)
         self.http = HttpServer(settings, rest, self.edge)
         self.router.on_steer = lambda: self.http.look_for(self.router.headers())
         servicer = Servicer(
@@ -137,7 +144,9 @@ class App:
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
         self.fleet.start()
         await self.splits.restore()
+        await self.trials.restore()
         await self.control.load_all()
+        self.trials.begin()
 
     def ready_line(self) -> str:
         """What is printed on stdout once, when the models are loaded."""
@@ -165,6 +174,7 @@ class App:
         self._probe.stop()
         await self.grpc.close()
         await self.http.close()
+        await self.trials.close()
         await self.control.close()
         self._worker.close()
         self.regions.unregister()

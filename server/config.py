@@ -198,6 +198,9 @@ class Settings(_Section):
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
     redis: Redis = Redis()
+    engine_cache: Path | None = Field(
+        default=None, description="Folder of the engines that are built here, this user's alone; default ~/.cache/tidegate/engines."
+    )
     files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
     @model_validator(mode="after")

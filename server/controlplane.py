@@ -58,6 +58,7 @@ class ControlPlane:
         self._switching = Switching(self._versions, journal, changes)
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
+        self.frozen: set[str] = set()  # models whose ladder mustn't step now: an experiment runs on them
         self.loaded = False
 
     async def load_all(self) -> None:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, SupportsInt
 
 from exporters.formats.to_trt import Profile
 from exporters.plan import ExportError
-from server.backends.trt.cuda import Gpu
-from server.backends.trt.library import Library, load
+from server.backends.nvidia.cuda import Gpu
+from server.backends.nvidia.library import Library, load
 from server.errors import ModelDefect
 from server.repository.manifest import Bounds, Engine, file_sha256
 

@@ -37,7 +37,7 @@ def layers(base: Path, other: Path, inputs: Mapping[str, NDArray[Any]], threads:
     """The nodes of `base` whose answers `other` has too, in order, each with its difference. Raises ExportError where one doesn't run."""
     import onnx
 
-    from server.backends.ort_session import ORT_ERRORS, text_of
+    from server.backends.ort.session import ORT_ERRORS, text_of
 
     models = [onnx.load(str(path)) for path in (base, other)]
     shared = set(given_names(models[0])) & set(given_names(models[1]))

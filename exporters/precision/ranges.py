@@ -41,7 +41,7 @@ def observe(file: Path, batches: Iterable[Mapping[str, NDArray[Any]]], threads: 
     """The range of every FP32 tensor that a node of the file gives, and of its FP32 inputs. Raises ExportError where a run fails."""
     import onnx
 
-    from server.backends.ort_session import ORT_ERRORS, text_of
+    from server.backends.ort.session import ORT_ERRORS, text_of
 
     model = onnx.load(str(file))
     try:

@@ -11,8 +11,8 @@ from exporters.formats.trt_build import Settings
 from exporters.parity.measure import TIMED_ROWS
 from exporters.plan import EngineWish, ExportError
 from exporters.proof import prove
-from server.backends.trt.cuda import Gpu, open_gpu
-from server.backends.trt.library import load
+from server.backends.nvidia.cuda import Gpu, open_gpu
+from server.backends.nvidia.library import load
 from server.errors import ModelDefect
 from server.repository.configs.reading import read_model_config
 from server.repository.model_config import Batching

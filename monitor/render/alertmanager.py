@@ -19,6 +19,11 @@ def alertmanager_yaml(ruleset: Ruleset) -> str:
     return HEADER + notes + dump(configuration(ruleset))
 
 
+def alertmanager_files(ruleset: Ruleset) -> dict[str, str]:
+    """File name → text."""
+    return {"alertmanager.yaml": alertmanager_yaml(ruleset)}
+
+
 def configuration(ruleset: Ruleset) -> dict[str, Any]:
     """The configuration as plain values."""
     settings, group = ruleset.settings, ruleset.settings.group

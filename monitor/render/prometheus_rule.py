@@ -56,6 +56,11 @@ def rule_yaml(ruleset: Ruleset) -> str:
     return HEADER + dump(rule_file(ruleset))
 
 
+def rule_files(ruleset: Ruleset) -> dict[str, str]:
+    """File name → text."""
+    return {"rules.yaml": rule_yaml(ruleset)}
+
+
 HEADER = "# Written by `tidegate monitor render`: change the rules file and render again.\n"
 
 

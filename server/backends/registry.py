@@ -24,7 +24,7 @@ ENSEMBLE = "ensemble"
 """No backend: the platform of versions that other models run."""
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
-        DEFAULT: "server.backends.ort:OnnxRuntimeBackend",
+        DEFAULT: "server.backends.ort.backend:OnnxRuntimeBackend",
         TENSORRT: "server.backends.trt.backend:TensorRtBackend",
         PYTORCH: "server.backends.pytorch:PyTorchBackend",
         EMULATED: "server.backends.emulated:EmulatedBackend",

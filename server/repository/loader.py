@@ -27,9 +27,10 @@ from server.repository.declare.said import (
     specs_said,
 )
 from server.repository.declare.state import check_state, with_state_axes
-from server.repository.engines import engine_for, engine_options
+from server.repository.devices.accelerators import accelerator_options, whole
+from server.repository.devices.engines import engine_for, engine_options
 from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
-from server.repository.model_config import ModelConfig
+from server.repository.model_config import CONFIG_NAME, ModelConfig
 from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
 from server.repository.pad_axes import padding_of
 from server.repository.store import Entry
@@ -88,6 +89,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     device = config.lanes.device or settings.lanes.device
     manifest = read_manifest(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).exists() else None
     found = _bare(entry, folder, config) if manifest is None else _proved(entry, folder, config, manifest, device)
+    inputs = completed(entry, "inputs", found.inputs, config.inputs)
     spec = VariantSpec(
         model=entry.name,
         version=version,
@@ -97,9 +99,9 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         device=device,
         threads=config.lanes.threads or settings.lanes.threads,
         optimization_level=found.optimization_level,
-        inputs=completed(entry, "inputs", found.inputs, config.inputs),
+        inputs=inputs,
         outputs=completed(entry, "outputs", found.outputs, config.outputs),
-        options=found.options,
+        options=_on_device(entry, config, settings, found, inputs) if device != "cpu" else _on_cpu(entry, config, found),
         reshape={name: said.reshape for name, said in (*config.inputs.items(), *config.outputs.items()) if said.reshape is not None},
     )
     check_state(entry.path, config, *found.declared)
@@ -108,13 +110,29 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note, expected=found.expected)
 
 
+def _on_device(entry: Entry, config: ModelConfig, settings: Settings, found: _Found, inputs: Sequence[TensorSpec]) -> Mapping[str, object]:
+    """What the backend is told of a GPU."""
+    if found.backend == DEFAULT:
+        return accelerator_options(entry, config, settings, found.path, whole(found.declared[0], inputs))
+    if config.accelerator is not None:
+        raise said_wrong(entry.path, ("accelerator",), f"it's for {DEFAULT}, and {found.path.name} is run by {found.backend}")
+    return found.options
+
+
+def _on_cpu(entry: Entry, config: ModelConfig, found: _Found) -> Mapping[str, object]:
+    """Triton's accelerators are for instances on a GPU, and say nothing of others; model.yaml's is a mistake there."""
+    if config.accelerator is not None and config_path(entry.path).name == CONFIG_NAME:
+        raise said_wrong(entry.path, ("accelerator",), "needs a GPU: lanes.device (or the server's) is cpu; expected cuda:N")
+    return found.options
+
+
 def _proved(entry: Entry, folder: Path, config: ModelConfig, manifest: Manifest, device: str) -> _Found:
     """The variant to serve: as a TensorRT engine where there's one that fits the device, else as ONNX, saying why."""
     plain = _choose(manifest, folder, config, device)
     here = [each.precision for each in manifest.variants if each.engine is None and _runs_on(each, device)]
     check_precisions(entry, config, list(dict.fromkeys(here)), f"{folder / MANIFEST_NAME} for {device}")
     expected = {precision: seconds for precision, seconds in measured(manifest, device).items() if precision in here}
-    if device == "cpu" or config.backend == DEFAULT:
+    if device == "cpu" or config.backend == DEFAULT or config.accelerator is not None:
         return replace(_exported(entry, folder, config, plain), expected=expected)
     engine, why = engine_for(manifest, plain.precision, device, config.batching.max_rows)
     if engine is None and config.backend == TENSORRT:

@@ -19,7 +19,7 @@ from server.documents import Document
 from server.fields import Bytes, Seconds, Timeout
 from server.repository.declare.precision import Precision
 from server.repository.declare.routing import Routing
-from server.repository.declare.sections import Cache, PythonCode, SequenceConfig, Steps
+from server.repository.declare.sections import Accelerator, Cache, PythonCode, SequenceConfig, Steps
 from server.repository.emulation import Emulate
 from server.repository.model_values import BatchAxis, Buckets, Count, Datatype, PadAxes, PadValue, Policy, Rising, Rows, Shape
 from server.validation import KeyPath, nearest
@@ -211,6 +211,7 @@ class ModelConfig(_Section):
     routing: Routing = Routing()
     lanes: Lanes = Lanes()
     warmup: Warmup = Warmup()
+    accelerator: Accelerator | None = Field(default=None, description="For an ONNX file on a GPU: how onnxruntime runs it there.")
     emulate: Emulate | None = Field(default=None, description="With `backend: emulated`: published latencies in place of a model.")
     python: PythonCode | None = Field(default=None, description="With `backend: python`: a class of one's own in place of a model.")
     decoupled: bool = Field(default=False, description="With `backend: python`: any number of answers to a request, over streams only.")

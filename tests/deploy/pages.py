@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from monitor.render.grafana.dashboards import BOARDS
 from monitor.render.helm import chart_files
 from monitor.rules.build import read_rules, rules_schema
 from server.config import settings_schema
@@ -160,10 +161,11 @@ def rendered() -> dict[str, str]:
     return chart_files(read_rules(CHART / "files" / "monitor.yaml"))
 
 
+FILES = ("rules.yaml", "alertmanager.yaml", *(f"dashboards/{board.uid}.json" for board in BOARDS))
 PAGES: Mapping[Path, Callable[[], str]] = {
     CHART / "values.schema.json": schema,
     CHART / "README.md": readme,
-    **{CHART / "files" / name: lambda name=name: rendered()[name] for name in ("rules.yaml", "alertmanager.yaml", "dashboard.json")},  # type: ignore[misc]
+    **{CHART / "files" / name: lambda name=name: rendered()[name] for name in FILES},  # type: ignore[misc]
 }
 """File → what it should hold."""
 

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from monitor.render.grafana.dashboards import BOARDS
 from monitor.rules.build import read_rules
 from server.config import load_settings
 from tests.deploy.chart import CHART, SCENARIOS, objects, one
@@ -91,9 +92,17 @@ def test_promtool_takes_the_shipped_rules(tmp_path: Path) -> None:
     assert "{{ $labels.model }}" in json.dumps(rule["spec"]), "what looks like a template there is Prometheus' and must stay"
 
 
-def test_the_shipped_dashboard_is_json() -> None:
-    board = json.loads(one("everything", "ConfigMap", "demo-inference-dashboard")["data"]["tidegate.json"])
-    assert board["title"] == "tidegate"
+def test_each_dashboard_is_a_config_map_that_the_sidecar_finds() -> None:
+    found = [thing for thing in objects("everything") if "-dashboard-" in thing["metadata"]["name"]]
+    assert {thing["metadata"]["name"] for thing in found} == {f"demo-inference-dashboard-{board.key}" for board in BOARDS}
+    for thing in found:
+        assert thing["kind"] == "ConfigMap"
+        assert thing["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert thing["metadata"]["annotations"] == {"folder": "ML"}
+        ((name, text),) = thing["data"].items()
+        assert text == (CHART / "files" / "dashboards" / name).read_text().rstrip("\n"), "what looks like a template is Grafana's"
+        assert f"{json.loads(text)['uid']}.json" == name
+        assert len(text) < 256 << 10, "kubectl apply keeps a copy in an annotation"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -56,9 +56,10 @@ def test_prometheus_and_alertmanager_take_their_files(tmp_path: Path) -> None:
     assert "SUCCESS" in run("amtool", "check-config", CHART / "files" / "alertmanager.yaml")
 
 
-def test_grafana_finds_its_source_and_the_dashboard(composed: Any) -> None:
+def test_grafana_finds_its_source_and_the_dashboards(composed: Any) -> None:
     (source,) = yaml.safe_load((COMPOSE / "grafana/datasources/prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
     (provider,) = yaml.safe_load((COMPOSE / "grafana/dashboards/tidegate.yaml").read_text())["providers"]
     mounts = " ".join(composed["services"]["grafana"]["volumes"])
-    assert f"dashboard.json:{provider['options']['path']}/tidegate.json:ro" in mounts
+    assert f"../helm/tidegate/files/dashboards:{provider['options']['path']}:ro" in mounts
+    assert len(list((CHART / "files" / "dashboards").glob("*.json"))) == 4

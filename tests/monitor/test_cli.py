@@ -35,7 +35,10 @@ def test_render(tmp_path: Path) -> None:
     assert yaml.safe_load(shown.stdout)["groups"][0]["rules"][0]["alert"] == "InferenceLatency"
     assert run("render", "rules.yaml", "--to", "helm", "-o", "files", folder=tmp_path).returncode == 0
     assert (tmp_path / "files/rules.yaml").read_text() == shown.stdout
-    assert run("render", "rules.yaml", "--to", "helm", folder=tmp_path).returncode == 2
+    assert (tmp_path / "files/dashboards/tidegate-gpu.json").exists()
+    unnamed = run("render", "rules.yaml", "--to", "grafana", folder=tmp_path)
+    assert unnamed.returncode == 2
+    assert "name their folder with --output" in unnamed.stderr
 
 
 def test_rule_tests(tmp_path: Path) -> None:

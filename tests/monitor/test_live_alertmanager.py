@@ -13,7 +13,7 @@ from monitor.app import Monitor
 from monitor.render.alertmanager import alertmanager_yaml
 from tests.monitor.files import rules
 from tests.monitor.pages_served import Request, Served, reply, serving
-from tests.monitor.test_live_prometheus import answers, free_port, until
+from tests.monitor.real_prometheus import answers, free_port, until
 from tests.tools import tool
 
 ALONE = "pack: false\nwatchdog: false\n"

@@ -1,33 +1,23 @@
-"""Against a running Prometheus with the rendered rules: it and the monitor watch the same target and agree, the monitor asks it PromQL,
-and every query of the dashboard gives data from a real tidegate server."""
+"""Against a running Prometheus with the rendered rules: it and the monitor watch one target and agree, and the monitor asks it PromQL."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from monitor.alerts import State
 from monitor.app import Monitor
-from monitor.render.grafana import dashboard
-from monitor.render.prometheus_rule import dump, rule_yaml
-from tests.monitor.files import EXAMPLE, rules
+from monitor.render.prometheus_rule import rule_yaml
+from tests.monitor.files import rules
 from tests.monitor.pages_served import Request, reply, serving
-from tests.server.models import identity_model
-from tests.server.running import in_thread, infer_json, wire
-from tests.tools import tool
+from tests.monitor.real_prometheus import prometheus, scraped, until
 
 # Two seconds of samples are a window here, so that an alert ends while a test waits.
 SETTINGS = 'pack: false\nwatchdog: false\ninterval: 250ms\nsources: {targets: ["TARGET"], nvml: "off", host: false}\nstate: STATE\n'
-ELSEWHERE = {"MonitorConfigBroken", "LaneRestarts"}
-"""Panels of what the monitor itself exports, and of series that are there only once something has happened."""
 
 Page = Callable[[bool, int], str]
 CASES: Mapping[str, tuple[str, Page]] = {
@@ -50,44 +40,6 @@ CASES: Mapping[str, tuple[str, Page]] = {
         ),
     ),
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def prometheus(folder: Path, target: str, rule_text: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A Prometheus that scrapes `target` four times a second and judges the rules as often."""
-    every = {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"}
-    jobs = [{"job_name": "tidegate", "static_configs": [{"targets": [target]}]}]
-    (folder / "prometheus.yaml").write_text(dump({"global": every, "rule_files": ["rendered.yaml"], "scrape_configs": jobs}))
-    (folder / "rendered.yaml").write_text(rule_text)
-    port = free_port()
-    flags = ("--config.file=prometheus.yaml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}", "--log.level=error")
-    process = await asyncio.create_subprocess_exec(tool("prometheus"), *flags, cwd=folder)
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            await until(lambda: answers(client))
-            yield client
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def answers(client: httpx.AsyncClient) -> bool:
-    try:
-        return (await client.get("/-/ready")).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    """Ask again and again; the test's own time limit ends it."""
-    while not await holds():
-        await asyncio.sleep(0.1)
 
 
 async def fires(client: httpx.AsyncClient) -> bool:
@@ -126,41 +78,6 @@ async def test_both_fire_and_both_end(tmp_path: Path, case: str) -> None:
         stop.set()
         await ticking
         await monitor.stop()
-
-
-async def scraped(client: httpx.AsyncClient) -> bool:
-    return bool(await asked(client, "count_over_time(up[1m]) > 4"))
-
-
-async def asked(client: httpx.AsyncClient, query: str) -> list[Any]:
-    answer = (await client.get("/api/v1/query", params={"query": query})).json()
-    assert answer["status"] == "success", (query, answer)
-    result: list[Any] = answer["data"]["result"]
-    return result
-
-
-async def test_every_query_of_the_dashboard_gives_data_from_a_real_server(tmp_path: Path) -> None:
-    identity_model(tmp_path / "models" / "m" / "1" / "model.onnx")
-    ruleset = rules(tmp_path, EXAMPLE)
-    with in_thread(tmp_path / "models") as app:
-        async with prometheus(tmp_path, f"127.0.0.1:{app.metrics.port}", rule_yaml(ruleset)) as client, wire(app) as connection:
-            await until(lambda: scraped(client))
-            for _ in range(20):
-                assert (await connection.ask(infer_json("m", np.ones((1, 16), np.float32)))).status == 200
-            panels = dashboard(ruleset)["panels"]
-            while panels:  # a rate needs two samples; what stays empty ends at the test's time limit
-                panels = [panel for panel in panels if await has_no_data(client, panel)]
-
-
-async def has_no_data(client: httpx.AsyncClient, panel: dict[str, Any]) -> bool:
-    """Whether a panel that should have data has none. One whose family isn't exported says so in its description."""
-    empty = False
-    for target in panel.get("targets", ()):
-        expr = target["expr"].replace("$__rate_interval", "1m").replace("$model", ".*").replace("$version", ".*")
-        found = await asked(client, expr.replace("$precision", ".*").replace("$instance", ".*"))
-        own = "description" not in panel and panel["title"] not in ELSEWHERE
-        empty = empty or (own and not found)
-    return empty
 
 
 async def test_the_monitor_asks_a_prometheus_and_holds_still_while_it_is_away(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A GPU in plain memory: the seam server.backends.trt.cuda.Gpu for tests. It counts what is taken, and fails where it's told to.
+"""A GPU in plain memory: the seam server.backends.nvidia.cuda.Gpu for tests. It counts what is taken, and fails where it's told to.
 
 Copies are done when the stream is waited for, so that code which reads before the wait reads nothing.
 """
@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.backends.trt.cuda import DeviceFacts
+from server.backends.nvidia.cuda import DeviceFacts
 from server.errors import DeviceMemory
 
 T4 = DeviceFacts("Tesla T4", "7.5", "13.0", 16 << 30)
@@ -26,6 +26,7 @@ class FakeGpu:
     streams: set[int] = field(default_factory=set)
     pending: list[Callable[[], None]] = field(default_factory=list)
     taken: int = 0
+    waits: int = 0
 
     def use(self) -> None: ...
 
@@ -67,10 +68,16 @@ class FakeGpu:
         self.pending.append(lambda: _copy(target, source, size))
 
     def wait(self, stream: int) -> None:
-        pending, self.pending = self.pending, []
+        self.waits += 1
         if self.on_wait is not None:
             failing, self.on_wait = self.on_wait, None
+            self.pending = []
             failing()
+        self.flush()
+
+    def flush(self) -> None:
+        """Do what the stream was given."""
+        pending, self.pending = self.pending, []
         for work in pending:
             work()
 

@@ -333,4 +333,4 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> None:
     module.__dict__["__version__"] = VERSION
     monkeypatch.setattr(IExecutionContext, "gpu", gpu, raising=False)
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr("server.backends.trt.cuda.CudaGpu", lambda number: gpu)
+    monkeypatch.setattr("server.backends.nvidia.cuda.CudaGpu", lambda number: gpu)

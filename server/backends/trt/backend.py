@@ -14,10 +14,10 @@ import numpy as np
 
 from server.backends.base import VariantSpec
 from server.backends.declared import settled
-from server.backends.trt.buffers import Buffers
-from server.backends.trt.cuda import Gpu, open_gpu
+from server.backends.nvidia.buffers import Buffers
+from server.backends.nvidia.cuda import Gpu, open_gpu
+from server.backends.nvidia.library import Library, load
 from server.backends.trt.engine import Opened, open_engine, shape_of
-from server.backends.trt.library import Library, load
 from server.errors import BackendFailure, InvalidRequest, ModelDefect
 from server.tensors import Tensor, TensorSpec, elements
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.backends.base import VariantSpec
-from server.backends.trt.library import Library
+from server.backends.nvidia.library import Library
 from server.errors import ModelDefect
 from server.tensors import TensorSpec
 

@@ -128,8 +128,10 @@ class Splits:
             await self.load(model)
             for version in versions:
                 if version not in self._table.ready(model):
+                    why = self._why_not(model, version)
                     self.also[model] = before
-                    raise InvalidRequest(self._why_not(model, version))
+                    await self.load(model)  # the index needn't go on naming what isn't there
+                    raise InvalidRequest(why)
 
     async def keep(self, model: str, weights: Weights | None, who: str, why: str) -> None:
         """Write weights down and let them hold, None for model.yaml's. Raises Unavailable."""
@@ -143,14 +145,14 @@ class Splits:
     def _hold(self, model: str, weights: Weights | None) -> None:
         if weights is None:
             self._chosen.pop(model, None)
-            self.also.pop(model, None)
         else:
             self._chosen[model] = weights
-            self.also[model] = tuple(version for version, weight in weights.items() if weight > 0)
         self._steer(model)
 
     def _steer(self, model: str) -> None:
         trial, weights = self._trials.get(model), self.weights(model)
+        chosen = {version for version, weight in self._chosen.get(model, {}).items() if weight > 0}
+        self.also[model] = tuple(chosen.union(trial.rules.versions if trial is not None and trial.rules is not None else ()))
         if trial is not None:
             self._router.steer(model, trial)
         else:

@@ -25,6 +25,23 @@ BACKENDS: Mapping[str, str] = {
 ENSEMBLE = "ensemble"
 CACHE_BYTES = 64 << 20
 """What a model's cache holds that is only said to have one."""
+PROVIDERS: Mapping[str, str] = {"tensorrt": "tensorrt", "cuda": "cuda"}
+"""Triton's accelerators of GPUs that are providers of onnxruntime's here."""
+ACCELERATOR_KEYS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "max_workspace_size_bytes": ("workspace", {}),
+    "trt_max_workspace_size": ("workspace", {}),
+    "trt_builder_optimization_level": ("builder_level", {}),
+    "gpu_mem_limit": ("memory", {}),
+    "arena_extend_strategy": (
+        "arena",
+        {"0": "double", "1": "exact", "kNextPowerOfTwo": "double", "kSameAsRequested": "exact"},
+    ),
+    "cudnn_conv_algo_search": (
+        "conv_search",
+        {"0": "exhaustive", "1": "heuristic", "2": "default", "EXHAUSTIVE": "exhaustive", "HEURISTIC": "heuristic", "DEFAULT": "default"},
+    ),
+}
+"""An accelerator's parameters that have another name here, and their values that do."""
 _DATATYPES = {kind.config: kind.name for kind in DTYPES.values()}
 
 UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
@@ -190,14 +207,28 @@ def _warmup(message: Message, found: Translated) -> None:
 
 
 def _acceleration(message: Message, found: Translated) -> None:
-    """A precision that Triton would have TensorRT make at load is made by the exporter here."""
+    """onnxruntime's providers for GPUs. A precision that Triton would have TensorRT make at load is made by the exporter here."""
     accelerators = message.optimization.execution_accelerators
     for kind in ("gpu_execution_accelerator", "cpu_execution_accelerator"):
         for number, accelerator in enumerate(getattr(accelerators, kind)):
-            mode = accelerator.parameters.get("precision_mode", "").lower()
-            export = f": `tidegate export --precisions {mode}` makes such a variant" if mode else ""
             source = ("optimization", 0, "execution_accelerators", 0, kind, number)
-            found.pass_over(source, f"the model's file runs as it is, not through {accelerator.name or 'an accelerator'}{export}")
+            if kind.startswith("cpu") or accelerator.name not in PROVIDERS:
+                found.pass_over(source, f"the model's file runs as it is, not through {accelerator.name or 'an accelerator'}")
+                continue
+            found.say(("accelerator", "provider"), PROVIDERS[accelerator.name], source)
+            for name, value in sorted(accelerator.parameters.items()):
+                _accelerator_parameter(found, source, name, value)
+
+
+def _accelerator_parameter(found: Translated, source: FieldPath, name: str, value: str) -> None:
+    """One of the strings by which Triton sets a provider's options."""
+    if name == "precision_mode" and value.upper() != "FP32":
+        found.pass_over(source, f"precision lies in the file: `tidegate export --precisions {value.lower()}` makes such a variant")
+    elif name in ACCELERATOR_KEYS:
+        key, values = ACCELERATOR_KEYS[name]
+        found.say(("accelerator", key), values.get(value, int(value) if value.isdecimal() else value), source)
+    elif name not in ("precision_mode", "trt_engine_cache_enable"):
+        found.pass_over((*source, "parameters"), f"nothing here acts on {name!r}")
 
 
 def _cache(message: Message, found: Translated) -> None:

@@ -1,12 +1,13 @@
-"""The sections of model.yaml for models that are more than a file: Python classes, ensembles, models with a state or a cache."""
+"""The sections of model.yaml for models that are more than a file: Python classes, ensembles, models with a state or a cache; and for
+what a file's runtime is told."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from server.fields import Timeout
+from server.fields import Bytes, Timeout
 from server.repository.model_values import MAX_RANK, VERSION_PATTERN
 from server.units import size
 
@@ -59,6 +60,25 @@ class Cache(_Section):
     """Answers that are kept."""
 
     max_bytes: CacheBytes = Field(default=0, description="Most bytes of answers that are kept, such as 64MiB; 0: none.")
+
+
+class Accelerator(_Section):
+    """How onnxruntime runs an ONNX file on an NVIDIA GPU."""
+
+    provider: Literal["cuda", "tensorrt"] = Field(
+        default="cuda", description="cuda: its own kernels; tensorrt: engines that TensorRT builds at load, and keeps (`engine_cache`)."
+    )
+    memory: Bytes | None = Field(default=None, description="Most that its arena takes of the GPU, for each lane, such as 4GiB.")
+    arena: Literal["exact", "double"] = Field(
+        default="exact", description="How the arena grows: by what is asked for, or to twice its size, which is quicker and leaves less."
+    )
+    conv_search: Literal["heuristic", "exhaustive", "default"] = Field(
+        default="heuristic", description="How cuDNN chooses convolutions; exhaustive tries them all for each new number of rows."
+    )
+    workspace: Bytes | None = Field(default=None, description="With tensorrt: scratch memory that a layer may take, such as 2GiB.")
+    builder_level: int | None = Field(
+        default=None, ge=0, le=5, description="With tensorrt: its effort, 0 to 5; default by the file's optimization level."
+    )
 
 
 class PythonCode(_Section):

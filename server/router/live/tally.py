@@ -6,7 +6,7 @@ arm. Nothing here waits, judges or writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from server.messages import CancelHandle, InferRequest, InferResponse, OnRespons
 from server.router.evidence import UNIT, Arm, Sums
 from server.router.experiment import EXPOSURES
 from server.router.live.exposures import Exposures
+from server.tensors import Tensor
 
 TRUNCATED = 10
 """Times the objective: where a latency ends to count as longer."""
@@ -84,7 +85,7 @@ class Tally:
             counts.failed += 1
             return
         self._timed(counts, request)
-        if arm is Arm.CANARY and not _finite(response):
+        if arm is Arm.CANARY and not finite(response.outputs):
             self.unsound(request, response)
 
     def ended(self, arm: Arm, request: InferRequest, *, failed: bool) -> None:
@@ -145,9 +146,9 @@ class Watch:
             self._tally.ended(self._arm, self._request, failed=failed)
 
 
-def _finite(response: InferResponse) -> bool:
-    """Whether an answer's numbers are all finite, as far as they're looked at."""
-    for array in response.outputs.values():
+def finite(arrays: Mapping[str, Tensor]) -> bool:
+    """Whether an answer's or a request's numbers are all finite, as far as they're looked at."""
+    for array in arrays.values():
         if array.dtype.kind == "f" and not np.isfinite(array if array.size <= MOST_LOOKED_AT else array.ravel()[:MOST_LOOKED_AT]).all():
             return False
     return True

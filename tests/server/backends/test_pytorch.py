@@ -17,7 +17,7 @@ from torch import nn
 
 from examples.models import digits
 from server.backends.base import VariantSpec
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort.backend import OnnxRuntimeBackend
 from server.backends.pytorch import PyTorchBackend
 from server.errors import BackendFailure, InvalidRequest, ModelDefect
 from server.tensors import Tensor, TensorSpec

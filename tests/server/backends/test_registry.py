@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort.backend import OnnxRuntimeBackend
 from server.backends.registry import backend_named, known_backends
 from server.errors import ModelDefect
 

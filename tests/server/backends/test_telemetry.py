@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[3]
 VARIABLE = "ORT_DISABLE_TELEMETRY"
 WAYS_IN = {
     "the backend": "from server.backends.registry import backend_named; backend_named('onnxruntime')",
-    "its session": "import server.backends.ort_session",
+    "its session": "import server.backends.ort.session",
     "the doctor's trial": "from server.commands.trial import providers; providers()",
     "an export": "import exporters.pipeline, subprocess, sys; subprocess.run([sys.executable, '-c', 'import onnxruntime'], check=True)",
     "the benchmarks": "import benchmarks.raw_asgi",

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from server.backends.base import VariantSpec
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort.backend import OnnxRuntimeBackend
 from server.engine.admission import Terms
 from server.engine.batcher import Batcher, BatchPolicy
 from server.engine.engine import Engine

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from server.backends.base import VariantSpec
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort.backend import OnnxRuntimeBackend
 from server.lanes.base import Lane, OnLoss, OnResult, RunResult
 from server.lanes.inline import InlineLane
 from server.lanes.pad_proof import pad_fault

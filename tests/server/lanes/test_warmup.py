@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort.backend import OnnxRuntimeBackend
 from server.errors import InvalidRequest, ModelDefect
 from server.lanes.warmup import BUDGET, WarmUp, warm_up
 from server.tensors import DTYPES, Tensor, TensorSpec

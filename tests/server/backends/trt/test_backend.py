@@ -20,7 +20,7 @@ from onnx import helper
 from exporters.formats.to_trt import profiles
 from exporters.formats.trt_build import Settings, build
 from server.backends.base import VariantSpec
-from server.backends.ort import OnnxRuntimeBackend
+from server.backends.ort.backend import OnnxRuntimeBackend
 from server.backends.registry import backend_named
 from server.backends.trt.backend import TensorRtBackend
 from server.errors import BackendFailure, DeviceLost, InvalidRequest, ModelDefect

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from cuda.bindings import runtime
 
-from server.backends.trt.cuda import LOST, CudaGpu, open_gpu
+from server.backends.nvidia.cuda import LOST, CudaGpu, open_gpu
 from server.errors import BackendFailure, DeviceLost, DeviceMemory, ModelDefect
 
 Code = runtime.cudaError_t

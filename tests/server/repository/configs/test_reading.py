@@ -165,8 +165,17 @@ def test_single_fields(text: str, expected: dict[str, Any]) -> None:
         (
             "optimization { execution_accelerators { gpu_execution_accelerator: [ { name: 'tensorrt' "
             "parameters { key: 'precision_mode' value: 'FP16' } } ] } }",
-            "1:70: optimization.execution_accelerators.gpu_execution_accelerator: the model's file runs as it is, not through tensorrt: "
+            "1:70: optimization.execution_accelerators.gpu_execution_accelerator: precision lies in the file: "
             "`tidegate export --precisions fp16` makes such a variant",
+        ),
+        (
+            "optimization { execution_accelerators { cpu_execution_accelerator: [ { name: 'openvino' } ] } }",
+            "1:70: optimization.execution_accelerators.cpu_execution_accelerator: the model's file runs as it is, not through openvino",
+        ),
+        (
+            "optimization { execution_accelerators { gpu_execution_accelerator: [ { name: 'cuda' "
+            "parameters { key: 'enable_cuda_graph' value: '1' } } ] } }",
+            "1:85: optimization.execution_accelerators.gpu_execution_accelerator.parameters: nothing here acts on 'enable_cuda_graph'",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from server.backends.base import Backend, VariantSpec
-from server.backends.ort import BIND_FROM, OnnxRuntimeBackend
+from server.backends.ort.backend import BIND_FROM, OnnxRuntimeBackend
 from server.errors import BackendFailure, InvalidRequest, ModelDefect
 from server.tensors import DTYPES, Tensor, TensorSpec
 from tests.server import models

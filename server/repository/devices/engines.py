@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from server.backends.trt.cuda import DeviceFacts, open_gpu
-from server.backends.trt.library import load
+from server.backends.nvidia.cuda import DeviceFacts, open_gpu
+from server.backends.nvidia.library import load
 from server.errors import ModelDefect
 from server.repository.manifest import Engine, Manifest, Variant
 

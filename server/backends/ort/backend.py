@@ -16,12 +16,12 @@ import numpy as np
 import onnxruntime as ort
 
 from server.backends.base import VariantSpec
-from server.backends.ort_session import INPUT_ERROR, ORT_ERRORS, open_session, specs_of, text_of
+from server.backends.ort.session import INPUT_ERROR, ORT_ERRORS, device_of, open_session, specs_of, text_of
 from server.errors import BackendFailure, InvalidRequest, TidegateError
 from server.tensors import Tensor
 
 BIND_FROM = 512 << 10  # bytes of answers: binding costs some 15 µs more than a plain run, copying as much as this about the same
-_ONNX_BF16 = 16
+ONNX_BF16 = 16
 _BLAMES_INPUT = ("Invalid input", "for input:", "Unexpected input")
 
 
@@ -48,7 +48,12 @@ class OnnxRuntimeBackend:
     @classmethod
     def open(cls, spec: VariantSpec) -> OnnxRuntimeBackend:
         """Open spec.path. Raises ModelDefect: a file that can't be read, a device that can't run it, specs that don't fit it."""
-        return cls(spec, open_session(spec))
+        device = device_of(spec)
+        if device is None:
+            return cls(spec, open_session(spec))
+        from server.backends.ort.gpu import OnnxRuntimeOnGpu  # which is one of this class
+
+        return OnnxRuntimeOnGpu.on(spec, device)
 
     def run(self, inputs: Mapping[str, Tensor], rows: int, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """See Backend.run. Inputs may be unaligned, strided or read-only; those that are plain arrays aren't copied."""
@@ -163,7 +168,7 @@ def _to_bytes(texts: Tensor) -> Tensor:
 def _to_value(array: Tensor) -> Any:
     """An OrtValue over the memory of `array`, which must outlive it."""
     if array.dtype == ml_dtypes.bfloat16:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BF16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), ONNX_BF16)
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 

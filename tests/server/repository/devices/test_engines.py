@@ -11,9 +11,9 @@ import pytest
 
 from exporters.formats.to_trt import profiles
 from exporters.formats.trt_build import Settings, build
-from server.backends.trt.cuda import DeviceFacts
+from server.backends.nvidia.cuda import DeviceFacts
 from server.errors import ModelDefect
-from server.repository.engines import misfits
+from server.repository.devices.engines import misfits
 from server.repository.loader import Loadable
 from server.repository.manifest import Engine
 from server.tensors import TensorSpec
@@ -99,7 +99,7 @@ def test_without_tensorrt_onnx_is_served(tmp_path: Path, gpu: FakeGpu, monkeypat
 
 def test_on_a_cpu_no_gpu_is_asked(tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = entry(tmp_path, gpu)
-    monkeypatch.setattr("server.backends.trt.cuda.CudaGpu", None)
+    monkeypatch.setattr("server.backends.nvidia.cuda.CudaGpu", None)
     assert (served(repository, "cpu").spec.backend, served(repository, "cpu").note) == ("onnxruntime", "")
 
 

@@ -1,0 +1,1 @@
+"""What a model's files need of the GPU that they run on."""

@@ -33,6 +33,8 @@ PURE = {
     "server.precision.drift",
     "server.precision.variants",
     "monitor.evaluator",
+    "loadtests.arrivals",
+    "loadtests.report.compare",
 }
 """What the design calls pure: it takes `now` as an argument and knows no event loop, thread or socket."""
 

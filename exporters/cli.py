@@ -18,7 +18,7 @@ from exporters.commands.verify import verify, verify_table
 from exporters.inspect import manifest_lines, manifest_table
 from exporters.package import manifest_path
 from exporters.pipeline import Exported, export, steps
-from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_gates, parse_prune, parse_target
+from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_external_data, parse_gates, parse_prune, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
 from server.errors import TidegateError
@@ -36,6 +36,7 @@ _HELP_EVAL = "Labelled rows (.npz: the inputs and `labels`): a variant must be a
 _HELP_TOLERATE = "Change a precision's gate: relative, cosine, confident, metric, rows. Once a precision."
 _HELP_ENTRY = "An entry (REPOSITORY/NAME/VERSION), a model's folder, or an exported ONNX file."
 _HELP_ENGINE = "TensorRT's engines: most_rows, likely_rows, workspace (as 2GiB), timing_cache (a file), version_compatible=yes."
+_HELP_EXTERNAL = "Weights of more than this lie beside the ONNX file, in FILE.data. Default: what doesn't fit one file (2 GiB)."
 _HELP_DYNAMIC = "Axes of an input whose length varies, with the greatest length where there is one. Once an input."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -63,6 +64,7 @@ def main(
     metric: Annotated[str | None, typer.Option(help="What --eval measures: accuracy, centroid or error.", metavar="METRIC")] = None,
     tolerate: Annotated[list[str] | None, typer.Option(help=_HELP_TOLERATE, metavar="P:KEY=N,…")] = None,
     engine: Annotated[str, typer.Option(help=_HELP_ENGINE, metavar="KEY=VALUE,…")] = "",
+    external_data: Annotated[str | None, typer.Option(help=_HELP_EXTERNAL, metavar="SIZE")] = None,
     output_names: Annotated[str, typer.Option(help="Names for the outputs, in order.", metavar="A,B,…")] = "",
     dynamic: Annotated[list[str] | None, typer.Option(help=_HELP_DYNAMIC, metavar="NAME:AXIS[=MAX],…")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the steps and do nothing.")] = False,
@@ -74,11 +76,10 @@ def main(
     if context.invoked_subcommand is not None:
         return
     with failures():
-        if model is None:
-            raise PlanError("--model is missing: what is to be exported? `tidegate export --help` lists what it may be")
+        asked = _asked(model)
         plan = Plan(
-            model=find_model(model, Path.cwd()),
-            name=_name(model, name, output),
+            model=find_model(asked, Path.cwd()),
+            name=_name(asked, name, output),
             repository=repository,
             output=output,
             version=version,
@@ -100,6 +101,7 @@ def main(
             resume=resume,
             timeout=timeout,
             engine=parse_engine(engine),
+            external_data=parse_external_data(external_data),
         )
         _run(plan, dry_run)
 
@@ -183,6 +185,12 @@ def _show(exported: Exported) -> None:
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def _asked(model: str | None) -> str:
+    if model is None:
+        raise PlanError("--model is missing: what is to be exported? `tidegate export --help` lists what it may be")
+    return model
 
 
 def _name(model: str, name: str | None, output: Path | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from exporters.disk.onnx_files import size_of
 from exporters.formats.to_onnx import Graph
 from exporters.parity import measure
 from exporters.parity.task import Judged, LabelledSet
@@ -101,7 +102,7 @@ class Candidate:
         return Tried(
             method=self.method,
             optimization_level=self.level,
-            size=self.file.stat().st_size,
+            size=size_of(self.file),
             nodes=self.graph.nodes,
             max_relative=max((part.max_relative for part in found), default=None),
             cosine_mean=min((part.cosine_mean for part in found), default=None),

@@ -23,7 +23,7 @@ def manifest_table(manifest: Manifest) -> Table:
     several = len(variants) > 1
     inexact = any(variant.precision != "fp32" for variant in variants)
     columns = (
-        *(("level", _level), ("size", lambda variant: decimal(variant.size)), ("nodes", _last_nodes if inexact else _nodes)),
+        *(("level", _level), ("size", lambda variant: decimal(variant.bytes)), ("nodes", _last_nodes if inexact else _nodes)),
         (latency, lambda variant: _latency(variant, rows)),
         *((("peak\nmemory", _memory),) if any(variant.memory for variant in variants) else ()),
         *((("speed", lambda variant: _speed(variants[0], variant)),) if several else ()),
@@ -58,6 +58,8 @@ def _variant_lines(variant: Variant) -> list[str]:
     where = f"for {variant.target}, {variant.backend}, opset {variant.opset}"
     kept = f", {len(variant.kept_fp32)} nodes in FP32" if variant.kept_fp32 else ""
     lines = [f"{variant.precision}: {variant.method or 'made'}{kept}; {where}; {variant.file} {variant.sha256[:12]}"]
+    if variant.data:
+        lines.append(f"  its weights lie in {variant.data.file} {variant.data.sha256[:12]}, {decimal(variant.data.size)}")
     lines.append(
         f"  proved on {parity.samples} rows against {parity.reference}, by {parity.runtime or 'unknown'} on {parity.device or 'unknown'}"
     )

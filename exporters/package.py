@@ -67,15 +67,19 @@ def write_entry(repository: Path, name: str, version: int | None, files: dict[st
                 return entry
 
 
-def write_output(output: Path, model: Path, manifest: Manifest) -> None:
-    """Write the model to `output` and its manifest beside it, replacing what was there. The manifest names the file."""
-    staged = [(output.with_name(f".{secrets.token_hex(6)}.partial"), target) for target in (output, manifest_path(output))]
+def write_output(output: Path, files: dict[str, Path], manifest: Manifest) -> None:
+    """Write `files` (by their names there: the model's, that of weights that lie beside it) to the folder of `output` and the manifest
+    beside them, replacing what was there. The manifest names the files.
+    """
+    targets = [*(output.with_name(name) for name in files), manifest_path(output)]
+    staged = [output.with_name(f".{secrets.token_hex(6)}.partial") for _ in targets]
     with contextlib.ExitStack() as stack:
-        for temporary, _ in staged:
+        for temporary in staged:
             stack.enter_context(_staging(temporary))
-        _copy(model, staged[0][0])
-        _write(staged[1][0], manifest)
-        for temporary, target in staged:
+        for temporary, source in zip(staged, files.values(), strict=False):
+            _copy(source, temporary)
+        _write(staged[-1], manifest)
+        for temporary, target in zip(staged, targets, strict=True):
             temporary.replace(target)
     _sync(output.parent)
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from exporters.disk import onnx_files
 from exporters.draft import BACKEND, Candidate, Draft, Reporter
 from exporters.formats import to_onnx
 from exporters.optimize import cleanup
@@ -107,6 +108,7 @@ def _trace(draft: Draft) -> None:
     folder = draft.work / "trace"
     folder.mkdir()
     draft.traced = pytorch.trace(draft.plan, folder, draft.reporter.detail, draft.finished.home)
+    _settle(draft)
     if draft.traced.pruned:
         draft.reporter.note(pruning_line(draft.traced.pruned))
     if draft.traced.reused:
@@ -118,6 +120,18 @@ def _trace(draft: Draft) -> None:
         draft.reporter.note(
             f"not batched, so requests will run one by one: {draft.traced.unbatched} (the first axis of each tensor must count rows)"
         )
+
+
+def _settle(draft: Draft) -> None:
+    """Have the weights in the file, or in one file beside it."""
+    plan, file = draft.plan, draft.traced.file
+    given = plan.model.onnx if plan.model.onnx and not draft.traced.reused else None
+    try:
+        onnx_files.settle(file, given.parent if given else file.parent, plan.external_data)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's
+            raise
+        raise ExportError(f"{plan.model.label}: its weights can't be read: {' '.join(str(error).split())[:300]}") from error
 
 
 def _check(draft: Draft) -> None:
@@ -174,21 +188,37 @@ def _package(draft: Draft) -> None:
     plan = draft.plan
     if plan.repository:
         names = {precision: f"model.{precision}.onnx" for precision in draft.variants}
+        parts = _named(draft, names)
         draft.manifest = manifest(draft, names)
-        files = {names[precision]: made.file for precision, made in draft.variants.items()}
         if plan.keep_rows:
-            files[kept.NAME] = draft.work / kept.NAME
-            rows = kept.keep(draft.traced.samples(), files[kept.NAME])
-            reference = Reference(file=kept.NAME, sha256=file_sha256(files[kept.NAME]), rows=rows)
+            parts[kept.NAME] = draft.work / kept.NAME
+            rows = kept.keep(draft.traced.samples(), parts[kept.NAME])
+            reference = Reference(file=kept.NAME, sha256=file_sha256(parts[kept.NAME]), rows=rows)
             draft.manifest = draft.manifest.model_copy(update={"reference": reference})
-        files |= {engine_name(precision): made.file for precision, made in draft.engines.items()}
-        draft.entry = write_entry(plan.repository, plan.name, plan.version, files, draft.manifest)
+        parts |= {engine_name(precision): made.file for precision, made in draft.engines.items()}
+        draft.entry = write_entry(plan.repository, plan.name, plan.version, parts, draft.manifest)
     if plan.output:
-        ((precision, made),) = draft.variants.items()
-        draft.manifest = manifest(draft, {precision: plan.output.name})
+        names = dict.fromkeys(draft.variants, plan.output.name)
+        parts = _named(draft, names)
+        draft.manifest = manifest(draft, names)
         try:
-            write_output(plan.output, made.file, draft.manifest)
+            write_output(plan.output, parts, draft.manifest)
         except OSError as error:
             if draft.entry is None:
                 raise
             raise ExportError(f"{draft.entry} is written, but {plan.output} isn't: {error.strerror or error}") from error
+
+
+def _named(draft: Draft, names: Mapping[str, str]) -> dict[str, Path]:
+    """The variants' files by the names that they get. Weights that lie beside are looked for by a name in the file: it's given its own."""
+    found: dict[str, Path] = {}
+    for precision, made in draft.variants.items():
+        name = names[precision]
+        if onnx_files.is_split(made.file):
+            folder = draft.work / f"named-{len(list(draft.work.glob('named-*')))}"
+            folder.mkdir()
+            onnx_files.place(made.file, folder / name, move=True)
+            made.file = folder / name
+            found[onnx_files.data_of(made.file).name] = onnx_files.data_of(made.file)
+        found[name] = made.file
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from exporters.disk.onnx_files import MOST_INLINE
 from server.errors import TidegateError
 from server.units import size
 
@@ -124,6 +125,7 @@ class Plan:
 
     `timeout` is seconds that the user's code may take. `repository` and `output` are where the result goes: one of them or both.
     `keep_rows`: some rows of the proof stay with the entry. `resume`: finished steps are kept, and used again.
+    Weights of more than `external_data` bytes lie beside their ONNX file.
     """
 
     model: ModelRef
@@ -150,6 +152,7 @@ class Plan:
     timeout: float = 600.0
     seed: int = 0
     engine: EngineWish = EngineWish()
+    external_data: int = MOST_INLINE
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
@@ -246,6 +249,16 @@ def parse_dynamic(texts: tuple[str, ...]) -> Mapping[str, Axes] | None:
             raise PlanError(f"--dynamic {text!r}: expected NAME:AXIS[=MAX],…, as in input_ids:0,1 or input_ids:1=512")
         found[name] = {int(match[1]): int(match[2]) if match[2] else None for match in parsed if match}
     return found or None
+
+
+def parse_external_data(text: str | None) -> int:
+    """Bytes from which on weights lie beside their file. Raises PlanError."""
+    if text is None:
+        return MOST_INLINE
+    try:
+        return min(size(text), MOST_INLINE)
+    except ValueError as error:
+        raise PlanError(f"--external-data {text}: expected a size, as in 512MiB or 0B: {error}") from None
 
 
 def parse_engine(text: str) -> EngineWish:

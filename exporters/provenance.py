@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
+from exporters.disk.onnx_files import data_of, is_split
 from exporters.draft import Candidate, Draft
 from exporters.parity import measure, report
 from exporters.plan import ModelRef
-from server.repository.manifest import Latency, Manifest, Source, TensorEntry, Variant, file_sha256
+from server.repository.manifest import DataFile, Latency, Manifest, Source, TensorEntry, Variant, file_sha256
 from server.tensors import TensorSpec
 
 TOOLS = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxslim", "transformers", "tidegate")
@@ -62,6 +64,7 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         file=file,
         sha256=file_sha256(made.file),
         size=made.file.stat().st_size,
+        data=_data(made.file),
         precision=made.precision,
         backend=made.backend,
         target=draft.plan.target,
@@ -84,6 +87,12 @@ def _variant(draft: Draft, made: Candidate, file: str) -> Variant:
         memory=made.memory,
         engine=made.engine,
     )
+
+
+def _data(file: Path) -> DataFile | None:
+    """The weights that lie beside the file, under the name that both will have."""
+    path = data_of(file)
+    return DataFile(file=path.name, sha256=file_sha256(path), size=path.stat().st_size) if is_split(file) else None
 
 
 def _entry(spec: TensorSpec) -> TensorEntry:

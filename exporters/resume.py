@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporters.disk.onnx_files import data_of, place
 from server.repository.manifest import file_sha256
 
 MOST_BYTES = 4 << 30
@@ -37,16 +38,17 @@ class Finished:
         if self.home is None:
             make()
             return False
-        means = json.dumps([file_sha256(source), target.suffix, *map(str, made_by)])
+        parts = [file_sha256(part) for part in (source, data_of(source)) if part.is_file()]
+        means = json.dumps([*parts, target.suffix, *map(str, made_by)])
         key = hashlib.sha256(means.encode()).hexdigest()
         before = self.home / key / "file"
         if before.is_file():
-            shutil.copyfile(before, target)
+            place(before, target)
             with contextlib.suppress(OSError):
                 os.utime(before.parent)
             return True
         make()
-        self.keep(key, {"file": target})
+        self.keep(key, {"file": target, "file.data": data_of(target)})
         return False
 
     def keep(self, key: str, files: dict[str, Path]) -> None:

@@ -82,7 +82,7 @@ class App:
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
         self.splits = Splits(self.table, self.router, self.events, self.journal)
         self.control.share_out_by(self.splits)
-        self.trials = Trials(self.table, self.splits, self.events, self.journal, self.fleet)
+        self.trials = Trials(self.table, self.splits, self.events, self.journal, self.fleet, self.recorder)
         self.control.frozen = self.trials.frozen
         self._hurry = asyncio.Event()
         self._draining = False

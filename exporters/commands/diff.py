@@ -71,7 +71,8 @@ def _figures(variant: Variant) -> dict[str, str]:
     parity = variant.parity
     return {
         "file": _short(variant.sha256),
-        "size": f"{variant.size:,} bytes",
+        "weights beside it": _short(variant.data.sha256 if variant.data else None),
+        "size": f"{variant.bytes:,} bytes",
         "backend": variant.backend,
         "target": variant.target,
         "opset": str(variant.opset),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -90,13 +91,10 @@ def _times(seconds: dict[int, float], rows: list[int]) -> str:
 def _open(entry: Entry, one: Verified, stack: ExitStack) -> Backend | None:
     """The variant's backend; None, and a fault, where its file isn't the one that was written or doesn't open."""
     file, variant = entry.file(one.variant), one.variant
-    if not file.is_file():
-        one.faults.append(f"{file.name} isn't there")
-    elif (size := file.stat().st_size) != variant.size:
-        one.faults.append(f"{file.name} is {size:,} bytes, not {variant.size:,}")
-    elif file_sha256(file) != variant.sha256:
-        one.faults.append(f"{file.name} isn't the file that was written: its SHA-256 differs")
-    else:
+    one.faults += _changed(file, variant.size, variant.sha256)
+    if data := variant.data:
+        one.faults += _changed(entry.folder / data.file, data.size, data.sha256)
+    if not one.faults:
         try:
             backend = backend_named(variant.backend).open(entry.spec(variant, measure.threads()))
             stack.callback(backend.close)
@@ -104,6 +102,16 @@ def _open(entry: Entry, one: Verified, stack: ExitStack) -> Backend | None:
         except ModelDefect as error:
             one.faults.append(f"doesn't open here: {str(error).removeprefix(f'{file}: ')}")
     return None
+
+
+def _changed(file: Path, size: int, sha256: str) -> Iterator[str]:
+    """How a file isn't the one that was written."""
+    if not file.is_file():
+        yield f"{file.name} isn't there"
+    elif (found := file.stat().st_size) != size:
+        yield f"{file.name} is {found:,} bytes, not {size:,}"
+    elif file_sha256(file) != sha256:
+        yield f"{file.name} isn't the file that was written: its SHA-256 differs"
 
 
 def _samples(entry: Entry, found: Sequence[Verified], opened: Sequence[Backend | None]) -> list[Sample]:

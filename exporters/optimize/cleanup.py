@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporters.disk.onnx_files import save
 from exporters.plan import ExportError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 def clean(source: Path, target: Path) -> None:
     """Write a cleaned copy of `source` to `target`. Raises ExportError that names the level which does without."""
-    import onnx
     import onnxslim
 
     try:
@@ -30,7 +30,7 @@ def clean(source: Path, target: Path) -> None:
         if model is None:
             raise ValueError("it gave no model back")
         share_constants(model)
-        onnx.save(model, str(target))
+        save(model, target, source)
     except Exception as error:  # a rewriter that meets a graph it wasn't made for raises anything
         reason = " ".join(str(error).split())[:300]
         raise ExportError(

@@ -16,6 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from exporters.disk.onnx_files import is_split, load
 from exporters.plan import ExportError
 
 DOMAIN = "com.microsoft"
@@ -28,7 +29,7 @@ def attention_shape(source: Path) -> tuple[int, int]:
     """
     import onnx
 
-    model = onnx.load(str(source))
+    model = load(source)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -77,7 +78,7 @@ def fuse(source: Path, target: Path, approximate: bool = False, attention: bool 
             fused = {node.op_type for node in made.nodes() if node.domain == DOMAIN}
             counts = {operator: sum(node.op_type == operator for node in made.nodes()) for operator in sorted(fused)}
             if counts:
-                made.save_model_to_file(str(target))
+                made.save_model_to_file(str(target), use_external_data_format=is_split(source))
     except Exception as error:  # a rewriter that meets a graph it wasn't made for raises anything
         reason = " ".join(str(error).split())[:300]
         raise ExportError(

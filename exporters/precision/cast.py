@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporters.disk.onnx_files import load, save
 from exporters.plan import ExportError
 from exporters.precision.ranges import Range
 
@@ -34,24 +35,28 @@ def cast(source: Path, target: Path, kept: tuple[str, ...]) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    model = named(onnx.load(str(source)))
+    inferred = source.with_suffix(".inferred")  # beside it, where weights that lie outside are found
     try:
-        made = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=list(kept)))
+        onnx.shape_inference.infer_shapes_path(str(source), str(inferred))  # by path, which is the way for more than 2 GiB
+        model = named(load(inferred))
+        made = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=list(kept), disable_shape_infer=True))
         _skip_half(made.model.graph)
         made.prune_graph(allow_remove_graph_inputs=False)
         made.topological_sort()  # the converter puts its casts last
-        onnx.save(made.model, str(target))
+        save(made.model, target, source)
     except Exception as error:  # a converter that meets a graph it wasn't made for raises anything
         raise ExportError(f"the graph can't be cast to FP16 ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from error
+    finally:
+        inferred.unlink(missing_ok=True)
 
 
 def out_of_range(source: Path, ranges: Mapping[str, Range], saturate: bool) -> tuple[str, ...]:
     """Names of the nodes that FP16 can't compute, in the graph's order. `saturate`: stand-ins for infinity are let through."""
     import onnx
 
-    model = named(onnx.load(str(source)))
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    lost = {name for name, values in weights.items() if values.dtype == np.float32 and _is_lost(values, saturate)}
+    model = named(load(source))
+    weights = ((tensor.name, onnx.numpy_helper.to_array(tensor)) for tensor in model.graph.initializer)
+    lost = {name for name, values in weights if values.dtype == np.float32 and _is_lost(values, saturate)}
     lost |= {name for name, found in ranges.items() if _leaves(found, saturate)}
     return tuple(node.name for node in model.graph.node if lost & {*node.input, *node.output})
 

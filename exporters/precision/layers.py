@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.disk.onnx_files import outline
 from exporters.plan import ExportError
 from exporters.precision.ranges import given_names, unoptimised
 from server.numerics import SCALE_FLOOR
@@ -35,15 +36,17 @@ class Layer:
 
 def layers(base: Path, other: Path, inputs: Mapping[str, NDArray[Any]], threads: int) -> list[Layer]:
     """The nodes of `base` whose answers `other` has too, in order, each with its difference. Raises ExportError where one doesn't run."""
-    import onnx
-
     from server.backends.ort.session import ORT_ERRORS, text_of
 
-    models = [onnx.load(str(path)) for path in (base, other)]
+    models = [outline(path) for path in (base, other)]
     shared = set(given_names(models[0])) & set(given_names(models[1]))
     nodes = [(node, name) for node in models[0].graph.node for name in node.output if name in shared]
     try:
-        wanted, found = (_answers(model, [name for _, name in nodes], inputs, threads) for model in models)
+        names = [name for _, name in nodes]
+        wanted, found = (
+            _answers(unoptimised(_giving(model, names), threads, path.parent), names, inputs)
+            for model, path in zip(models, (base, other), strict=True)
+        )
     except ORT_ERRORS as error:
         raise ExportError(f"the graphs can't be compared node by node: {text_of(error)}") from error
     pairs = ((node, wanted[name], found[name]) for node, name in nodes)
@@ -65,16 +68,20 @@ def told(found: list[Layer], tolerance: float) -> str:
     return f"it first differs at {first}{more}"
 
 
-def _answers(model: onnx.ModelProto, names: list[str], inputs: Mapping[str, NDArray[Any]], threads: int) -> dict[str, NDArray[Any]]:
+def _answers(session: Any, names: list[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    taken = {value.name for value in session.get_inputs()}
+    return dict(zip(names, session.run(names, {name: array for name, array in inputs.items() if name in taken}), strict=True))
+
+
+def _giving(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model with these tensors as its only outputs."""
     import onnx
 
     made = onnx.ModelProto()
     made.CopyFrom(model)
     del made.graph.output[:]
     made.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = unoptimised(made, threads)
-    taken = {value.name for value in session.get_inputs()}
-    return dict(zip(names, session.run(names, {name: array for name, array in inputs.items() if name in taken}), strict=True))
+    return made
 
 
 def _relative(wanted: NDArray[Any], found: NDArray[Any]) -> float:

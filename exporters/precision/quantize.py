@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.disk.onnx_files import LEAST_BESIDE, data_of, is_split, outline, save
 from exporters.plan import ExportError, Target
 from exporters.precision.calibration import CalibrationSet
 from exporters.precision.cast import named
@@ -87,8 +88,17 @@ def prepare(source: Path, target: Path) -> None:
 
     with _quiet("be prepared for quantisation"):
         # Symbolic inference gives up on whole transformers; the plain one does what quantisers need.
-        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
-        onnx.save(named(onnx.load(str(target))), str(target))
+        quant_pre_process(str(source), str(target), skip_symbolic_shape=True, **(_beside(target) if is_split(source) else {}))
+        onnx.save(named(outline(target)), str(target))
+
+
+def _beside(target: Path) -> dict[str, Any]:
+    return {
+        "save_as_external_data": True,
+        "all_tensors_to_one_file": True,
+        "external_data_location": data_of(target).name,
+        "external_data_size_threshold": LEAST_BESIDE,
+    }
 
 
 def minmax(ranges: Mapping[str, Range]) -> Any:
@@ -110,7 +120,7 @@ def histogram(prepared: Path, calibrator: Calibrator, rows: CalibrationSet, oper
     options = {"percentile": PERCENTILE} if calibrator == "percentile" else {}
     with _quiet(f"be calibrated by {calibrator}"), tempfile.TemporaryDirectory(prefix="tidegate-calibrate-") as folder:
         augmented = str(Path(folder) / "augmented.onnx")
-        made = create_calibrator(prepared, operators or None, augmented, calibrate_method=method, extra_options=options)
+        made = create_calibrator(prepared, operators or None, augmented, method, is_split(prepared), extra_options=options)
         taken = {value.name for value in made.infer_session.get_inputs()}
         for batch in rows.largest_group().batches:
             made.collect_data(_Reader({name: array for name, array in batch.items() if name in taken}))
@@ -154,7 +164,14 @@ class _Reader:
 def _quantize_dynamic(prepared: Path, target: Path, kept: tuple[str, ...]) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(str(prepared), str(target), weight_type=QuantType.QInt8, per_channel=True, nodes_to_exclude=list(kept))
+    quantize_dynamic(
+        str(prepared),
+        str(target),
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        nodes_to_exclude=list(kept),
+        use_external_data_format=is_split(prepared),
+    )
 
 
 def _quantize_static(prepared: Path, target: Path, scheme: Scheme, scales: Any, kept: tuple[str, ...]) -> None:
@@ -178,7 +195,8 @@ def _quantize_static(prepared: Path, target: Path, scheme: Scheme, scales: Any, 
     quantizer.quantize_model()
     _free_outputs(quantizer.model.model.graph)
     quantizer.model.clean_initializers()
-    quantizer.model.save_model_to_file(str(target), False)
+    quantizer.model.topological_sort()
+    save(quantizer.model.model, target, prepared)
 
 
 def _free_outputs(graph: onnx.GraphProto) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.disk.onnx_files import outline
 from exporters.plan import ExportError
 
 if TYPE_CHECKING:
@@ -39,14 +40,12 @@ class Range:
 
 def observe(file: Path, batches: Iterable[Mapping[str, NDArray[Any]]], threads: int) -> dict[str, Range]:
     """The range of every FP32 tensor that a node of the file gives, and of its FP32 inputs. Raises ExportError where a run fails."""
-    import onnx
-
     from server.backends.ort.session import ORT_ERRORS, text_of
 
-    model = onnx.load(str(file))
+    model = outline(file)
     try:
-        names = _float_names(model, threads)
-        session = unoptimised(_measuring(model, names), threads)
+        names = _float_names(model, threads, file.parent)
+        session = unoptimised(_measuring(model, names), threads, file.parent)
         taken = {value.name for value in session.get_inputs()}
         wanted = [f"{name}:{reduction}" for name in names for reduction in _REDUCTIONS]
         runs = [session.run(wanted, {name: array for name, array in batch.items() if name in taken}) for batch in batches]
@@ -65,7 +64,7 @@ def _range(figures: NDArray[np.float64]) -> Range:
     return Range(float(least.min()), float(greatest.max()), math.sqrt(float((length**2).sum() / size.sum())))
 
 
-def _float_names(model: onnx.ModelProto, threads: int) -> list[str]:
+def _float_names(model: onnx.ModelProto, threads: int, folder: Path) -> list[str]:
     """Names of the FP32 tensors of the outer graph. onnxruntime itself says which are: it infers the types of all of them."""
     import onnx
 
@@ -73,7 +72,7 @@ def _float_names(model: onnx.ModelProto, threads: int) -> list[str]:
     probe.CopyFrom(model)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(given_names(model)))
-    session = unoptimised(probe, threads)
+    session = unoptimised(probe, threads, folder)
     return [value.name for value in (*session.get_inputs(), *session.get_outputs()) if value.type == "tensor(float)"]
 
 
@@ -100,8 +99,9 @@ def _measuring(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     return made
 
 
-def unoptimised(model: onnx.ModelProto, threads: int) -> Any:
-    """A session that leaves the graph as it is, so that every tensor is there to be looked at."""
+def unoptimised(model: onnx.ModelProto, threads: int, folder: Path) -> Any:
+    """A session that leaves the graph as it is, so that every tensor is there to be looked at. Weights that the model has outside lie in
+    `folder`."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -109,4 +109,5 @@ def unoptimised(model: onnx.ModelProto, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.disk.onnx_files import load
 from exporters.precision.ranges import Range
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def weigh(file: Path, ranges: Mapping[str, Range], operators: Sequence[str]) -> 
     """The nodes of `operators` in the file, the most sensitive first; equal ones in the graph's order."""
     import onnx
 
-    model = onnx.load(str(file))
+    model = load(file)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     found = [Weighed(node.name, _noise(node, ranges, weights)) for node in model.graph.node if node.op_type in operators]
     return sorted(found, key=lambda weighed: -weighed.noise)

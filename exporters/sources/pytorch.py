@@ -108,7 +108,7 @@ def trace(plan: Plan, folder: Path, on_stage: Callable[[str], None], finished: P
     return _traced(plan, folder, result)
 
 
-KEPT = ("model.onnx", "parity.npz", "calibration.npz", "result.json")
+KEPT = ("model.onnx", "model.onnx.data", "parity.npz", "calibration.npz", "result.json")
 """The files of a finished trace."""
 
 

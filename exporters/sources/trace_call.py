@@ -23,6 +23,8 @@ from torch.jit._trace import TracerWarning
 from .samples import Arrays
 from .trace_state import Program, RefusedError
 
+MOST_INLINE = 2**31 - 2**26
+"""Bytes of weights that fit one file with any graph around them: protobuf ends at 2 GiB."""
 USER_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError)
 """What a forward raises where it can't take an input."""
 
@@ -147,7 +149,7 @@ def write_onnx(
 
     Returns the tracer's warnings (file, line, text): the places where Python values were taken for constants.
     """
-    logging.disable(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # more than 2 GiB of weights are written beside the file, by either exporter
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         program = torch.onnx.export(
@@ -160,7 +162,8 @@ def write_onnx(
             **(_by_dynamo(call, symbols) if to.dynamo else {"dynamic_axes": symbols, "dynamo": False}),
         )
         if program is not None:
-            program.save(str(to.path), external_data=False)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in call.traceable.state_dict().values())
+            program.save(str(to.path), external_data=size > MOST_INLINE)
     found = [(w.filename, w.lineno, str(w.message).split(".")[0]) for w in caught if issubclass(w.category, TracerWarning)]
     return list(dict.fromkeys(found))
 

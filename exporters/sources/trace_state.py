@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 TORCH_VERSION = str(torch.__version__)
-LARGEST = 2**31 - 2**24
-"""Bytes of weights that fit one ONNX file beside its graph: protobuf ends at 2 GiB."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PARALLEL = "module."
@@ -117,14 +115,11 @@ def as_module(made: Any) -> nn.Module:
 
 
 def check_float32(model: nn.Module) -> None:
-    """Refuse what can't be exported as FP32 in one file."""
+    """Refuse what can't be exported as FP32."""
     tensors = [*model.parameters(), *model.buffers()]
     odd = {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32}
     if odd:
         raise RefusedError(f"the model holds {', '.join(sorted(odd))} weights; expected torch.float32: call .float() in the factory")
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > LARGEST:
-        raise RefusedError(f"the weights take {size / 2**30:.1f} GiB; more than 2 GiB needs external data, which isn't built yet")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from exporters.draft import Candidate, Draft
 from exporters.formats import to_onnx
+from exporters.optimize.fuse import DOMAIN
 from exporters.parity import measure
 from exporters.plan import ExportError
 from exporters.precision import quantize, sensitivity
@@ -40,7 +41,8 @@ class EightBits:
         draft.finished.file(
             file, self._prepared, means, lambda: quantize.quantize(self._prepared, file, scheme, self._scales_of(scheme), kept)
         )
-        graph = to_onnx.check(file)
+        # An LSTM's INT8 is an operator of onnxruntime's own, as is right for a scheme that is for its CPU kernels alone.
+        graph = to_onnx.check(file, domains=(DOMAIN,) if scheme.calibrator is None else ())
         nodes = draft.base.nodes | {"quantized": graph.nodes}
         made = Candidate("int8", scheme.method, draft.base.level, file, graph, nodes, kept, calibrated=scheme.calibrator is not None)
         self._schemes[scheme.method] = scheme

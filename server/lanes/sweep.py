@@ -97,11 +97,10 @@ def best_of(rates: Mapping[Shape, Mapping[int, float]]) -> Shape:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a model's file, 0 where there's none: about what another session of it takes."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    """Bytes of a model's file and of the weights that an export leaves beside it, 0 where there's none: about what another session of it
+    takes.
+    """
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.is_file())
 
 
 def sizes_that_matter(latency: Mapping[int, float]) -> tuple[int, ...]:

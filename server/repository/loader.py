@@ -167,22 +167,30 @@ def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant)
         said = f"{config_path(entry.path)}: backend: {config.backend!r}"
         raise ModelDefect(f"{said}, but {folder / MANIFEST_NAME} has {variant.backend!r} for {variant.precision}")
     path = checked_file(entry, folder / variant.file)
-    size = path.stat().st_size
-    again = f"{MANIFEST_NAME} says; it was changed or cut short after its export, so export it again"
-    if size != variant.size:
-        raise ModelDefect(f"{path}: {size} bytes, not the {variant.size} that {again}")
-    sha256 = file_sha256(path)
-    if sha256 != variant.sha256:
-        raise ModelDefect(f"{path}: its sha256 is {sha256[:16]}…, not the {variant.sha256[:16]}… that {again}")
+    _check_written(path, variant.size, variant.sha256)
     file = read_onnx(path) if path.suffix == ".onnx" else OnnxFile()
-    if file.external:
-        raise ModelDefect(f"{path}: its weights lie in {min(file.external)[:200]!r}, for which {MANIFEST_NAME} has no hash")
+    if unknown := file.external - ({variant.data.file} if variant.data else set()):
+        raise ModelDefect(f"{path}: its weights lie in {min(unknown)[:200]!r}, for which {MANIFEST_NAME} has no hash")
+    check_external(path, file.external)
+    if variant.data:
+        _check_written(path.with_name(variant.data.file), variant.data.size, variant.data.sha256)
     check_names(entry, "inputs", config.inputs, [tensor.name for tensor in variant.inputs])
     check_names(entry, "outputs", config.outputs, [tensor.name for tensor in variant.outputs])
     inputs, outputs = (tuple(_from_manifest(folder, tensor) for tensor in tensors) for tensors in (variant.inputs, variant.outputs))
     declared = declared_values(inputs, file.inputs), declared_values(outputs, file.outputs)
     options = engine_options(variant.engine) if variant.engine else {}
     return _Found(path, variant.precision, variant.backend, variant.optimization_level, inputs, outputs, declared, options)
+
+
+def _check_written(path: Path, size: int, sha256: str) -> None:
+    """Raises ModelDefect unless the file is the one that the manifest was written for."""
+    again = f"{MANIFEST_NAME} says; it was changed or cut short after its export, so export it again"
+    found = path.stat().st_size
+    if found != size:
+        raise ModelDefect(f"{path}: {found} bytes, not the {size} that {again}")
+    digest = file_sha256(path)
+    if digest != sha256:
+        raise ModelDefect(f"{path}: its sha256 is {digest[:16]}…, not the {sha256[:16]}… that {again}")
 
 
 def _from_manifest(folder: Path, tensor: TensorEntry) -> TensorSpec:

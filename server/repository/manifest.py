@@ -169,8 +169,17 @@ class Engine(_Part):
     build_seconds: float
 
 
+class DataFile(_Part):
+    """Weights that lie beside their ONNX file, for they don't fit it (protobuf ends at 2 GiB)."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int
+
+
 class Variant(_Part):
-    """One precision on one backend. `file` lies beside the manifest; `optimization_level` also tells the backend how to load it.
+    """One precision on one backend. `file` lies beside the manifest, and so does `data` where its weights aren't in it;
+    `optimization_level` also tells the backend how to load it.
 
     `method` says how its graph was made, `kept_fp32` which nodes were left in FP32, `tried` what else was tried. `engine` is there where
     the file is a TensorRT engine; the same precision is then there as ONNX too, first.
@@ -179,6 +188,7 @@ class Variant(_Part):
     file: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int
+    data: DataFile | None = None
     precision: str
     backend: str
     target: Literal["cpu", "cuda", "tensorrt"] = "cpu"
@@ -196,6 +206,11 @@ class Variant(_Part):
     latency: Latency | None = None
     memory: Memory | None = None
     engine: Engine | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the file and of the weights beside it."""
+        return self.size + (self.data.size if self.data else 0)
 
 
 class Source(_Part):

@@ -41,6 +41,7 @@ PURE = {
 MAY_IMPORT_LATE = (
     "server/backends/",
     *(f"{package}/{folder}/" for package in ("exporters", "monitor") for folder in ("sources", "formats")),
+    "exporters/disk/",
     "exporters/optimize/",
     "exporters/precision/",
 )

@@ -111,7 +111,7 @@ def test_a_dry_run_prints_the_steps_and_does_nothing(user: Path, monkeypatch: py
         "5. choose its graph",
         "6. see what its tensors hold",
         "7. make int8 and prove it",
-        "8. measure its latency",
+        "8. measure its latency and memory",
         "9. write the result",
     ]
     assert not (user / "models").exists()

@@ -104,11 +104,11 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, model: Path, manifest: Manif
 def test_a_single_file_and_its_manifest(tmp_path: Path, model: Path, manifest: Manifest) -> None:
     output = tmp_path / "net.onnx"
     output.write_text("old")
-    write_output(output, model, manifest)
+    write_output(output, {"net.onnx": model}, manifest)
     assert file_sha256(output) == file_sha256(model)
     assert read_manifest(manifest_path(output)) == manifest
     with pytest.raises(FileNotFoundError):
-        write_output(output, tmp_path / "gone.onnx", manifest)
+        write_output(output, {"net.onnx": tmp_path / "gone.onnx"}, manifest)
     assert file_sha256(output) == file_sha256(model)
     assert not [name for name in listing(tmp_path) if "partial" in name]
 

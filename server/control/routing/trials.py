@@ -7,12 +7,11 @@ step is written down first: whatever gets lost between the two, the baseline ans
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from secrets import token_hex
 from weakref import WeakValueDictionary
 
+from server.control.routing.figures import Figures
 from server.control.routing.running import Clock, Running
 from server.control.routing.splits import Splits, Weights
 from server.control.routing.trial import GOING, Kind, State, Trial, as_document, trial_of
@@ -20,6 +19,7 @@ from server.control.routing.views import in_words, of_verdict, said_of
 from server.control.routing.wishes import Wish
 from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from server.logs import Journal
+from server.metrics.recorder import Recorder
 from server.router.canary import Action, Standing, Verdict, judge
 from server.router.experiment import analyse
 from server.router.fleet import Fleet
@@ -35,19 +35,17 @@ SERVER = "the server"
 
 
 class Trials:
-    """The last trial of each model, going on or over. `frozen` are the models whose precision must stay while one goes on; `on_change` is
-    told of each step and end."""
+    """The last trial of each model, going on or over. `frozen` are the models whose precision must stay while one goes on."""
 
-    def __init__(self, table: ServingTable, splits: Splits, events: Events, journal: Journal, fleet: Fleet) -> None:
+    def __init__(self, table: ServingTable, splits: Splits, events: Events, journal: Journal, fleet: Fleet, recorder: Recorder) -> None:
         self.frozen: set[str] = set()
-        self.on_change: Callable[[Trial, Running | None], None] = lambda trial, running: None
-        self.verdicts: Counter[tuple[str, str, str]] = Counter()  # by model, action and reason
         self.now = Clock()
         self._table = table
         self._splits = splits
         self._events = events
         self._journal = journal
         self._fleet = fleet
+        self._figures = Figures(recorder)
         self._trials: dict[str, Trial] = {}
         self._running: dict[str, Running] = {}
         self._unwritten: dict[str, Event] = {}  # ends that the state doesn't know of yet
@@ -202,7 +200,7 @@ class Trials:
             return
         standing = Standing(trial.step, trial.since, running.crashes, running.not_finite)
         running.verdict = verdict = judge(trial.plan, standing, evidence, now)
-        self.verdicts[trial.model, verdict.action, verdict.reason] += 1
+        self._figures.concluded(trial.model, verdict.action, verdict.reason)
         if verdict.action is Action.ROLL_BACK:
             await self._end(trial, State.ROLLED_BACK, in_words(trial, verdict), SERVER, verdict)
         elif verdict.action is Action.PROMOTE and trial.state is State.RUNNING:
@@ -224,7 +222,7 @@ class Trials:
         self._trials[trial.model] = running.trial = trial
         if trial.share != was.share:
             self._splits.under(trial.model, running.traffic())
-        self.on_change(trial, running)
+        self._figures.follow(trial, running)
 
     async def _end(self, trial: Trial, state: State, why: str, who: str, verdict: Verdict | None = None) -> None:
         """End it at once, and write that down as soon as it can be."""
@@ -237,7 +235,7 @@ class Trials:
         self._journal.lifecycle("experiment_over", model=trial.model, id=trial.id, kind=trial.kind, state=state, why=why)
         was = f"{trial.share:g} % to version {trial.canary}"
         self._unwritten[trial.model] = Event(self.now(), who, trial.kind.value, trial.model, was, state.value, why)
-        self.on_change(over, None)
+        self._figures.follow(over, None)
         await self._write_end(trial.model)
 
     async def _write_end(self, model: str) -> None:
@@ -266,7 +264,7 @@ class Trials:
         self.frozen.add(trial.model)
         self._splits.under(trial.model, running.traffic())
         self._some.set()
-        self.on_change(trial, running)
+        self._figures.follow(trial, running)
 
     def _going(self, model: str, kind: Kind) -> Trial:
         trial, _ = self.find(model, kind)

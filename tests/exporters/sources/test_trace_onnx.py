@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import helper
 
@@ -73,12 +72,6 @@ def quantized(path: Path) -> Path:
     return write_model(path, [node], [value("x", ["N", 4])], [value("y", ["N", 4], "UINT8")])
 
 
-def elsewhere(path: Path) -> Path:
-    model = onnx.load(linear_model(path))
-    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    return path
-
-
 def texts(path: Path) -> Path:
     return identity_model(path, "BYTES")
 
@@ -89,7 +82,6 @@ def texts(path: Path) -> Path:
         (broken, "m.onnx isn't an ONNX file"),
         (halved, "m.onnx holds FLOAT16: expected the FP32 file"),
         (quantized, "m.onnx holds DynamicQuantizeLinear: expected the FP32 file"),
-        (elsewhere, "m.onnx keeps weights in another file"),
         (texts, "is tensor(string), for which no example can be made"),
     ],
 )

@@ -33,6 +33,7 @@ from server.edges.http_server import HttpServer
 from server.edges.infer_edge import EdgeLimits, InferEdge
 from server.edges.offload.json_worker import JsonWorker
 from server.edges.rest import EXTENSIONS, build_rest
+from server.errors import Unavailable
 from server.gate import Gate, Operation
 from server.lending import Lending
 from server.logs import Journal
@@ -82,7 +83,7 @@ class App:
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
         self.splits = Splits(self.table, self.router, self.events, self.journal)
         self.control.share_out_by(self.splits)
-        self.trials = Trials(self.table, self.splits, self.events, self.journal, self.fleet)
+        self.trials = Trials(self.table, self.splits, self.events, self.journal, self.fleet, self.recorder)
         self.control.frozen = self.trials.frozen
         self._hurry = asyncio.Event()
         self._draining = False
@@ -116,7 +117,7 @@ class App:
 
     def ready(self) -> bool:
         """Whether load balancers should send requests here."""
-        return not self._draining and self.control.ready()
+        return not self._draining and self.control.ready() and self.trials.restored
 
     @property
     def addresses(self) -> Addresses:
@@ -143,10 +144,19 @@ class App:
             self.recorder.gauge("tidegate_traces_dropped_total", {}, lambda: float(sender.dropped))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
         self.fleet.start()
-        await self.splits.restore()
-        await self.trials.restore()
+        await self._restore()
         await self.control.load_all()
         self.trials.begin()
+
+    async def _restore(self) -> None:
+        """Take up what the state holds. One that others share may come later: no baseline is known before that, so nor is this ready."""
+        try:
+            await self.splits.restore()
+            await self.trials.restore()
+        except Unavailable as error:
+            if self.fleet.fence is None and self.fleet.reachable:
+                raise
+            self.journal.lifecycle("state_not_read", level="error", reason=str(error))
 
     def ready_line(self) -> str:
         """What is printed on stdout once, when the models are loaded."""

@@ -129,6 +129,29 @@ CACHE_LOOKUPS = Metric(
     "tidegate_cache_lookups_total", "counter", "Lookups of the response cache, by result (hit, miss).", ("model", "version", "result")
 )
 CACHE_BYTES = Metric("tidegate_cache_bytes", "gauge", "Bytes that the response cache holds.", ("model", "version"))
+EXPERIMENT_REQUESTS = Metric(
+    "tidegate_experiment_requests_total",
+    "counter",
+    "Requests that chance gave to a version for an experiment and that ended, by arm (baseline, canary); from 0 with each experiment.",
+    ("model", "version", "arm"),
+)
+CANARY_STEP = Metric("tidegate_canary_step", "gauge", "Step of a model's canary, from 1; 0 where none goes on.", ("model",))
+CANARY_SHARE = Metric("tidegate_canary_share_ratio", "gauge", "Share of a model's requests that its canary gets.", ("model",))
+_GUARD = ("model", "guard")
+GUARD_WORSE = Metric(
+    "tidegate_guard_worse", "gauge", "By how much an experiment's second arm is worse in a metric: a share, or seconds of latency.", _GUARD
+)
+GUARD_LOW = Metric("tidegate_guard_low", "gauge", "What that is above at all times, with the experiment's confidence.", _GUARD)
+GUARD_HIGH = Metric("tidegate_guard_high", "gauge", "What that is below at all times, with the experiment's confidence.", _GUARD)
+CANARY_VERDICTS = Metric(
+    "tidegate_canary_verdicts_total",
+    "counter",
+    "Looks at a model's canary by what followed (promote, hold, roll_back) and why.",
+    ("model", "action", "reason"),
+)
+EXPERIMENT_CUT_OFF = Metric(
+    "tidegate_experiment_cut_off", "gauge", "1 while the state can't be reached and so the baseline answers everything.", ("model",)
+)
 _GPU = ("gpu",)
 GPU_UTILIZATION = Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU)
 GPU_MEMORY_USED = Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU)
@@ -166,6 +189,14 @@ _ALL = (
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
     *(GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER, GPU_THROTTLED, GPU_ECC_ERRORS, GPU_AVAILABLE),
     *(
+        EXPERIMENT_REQUESTS,
+        CANARY_STEP,
+        CANARY_SHARE,
+        CANARY_VERDICTS,
+        GUARD_WORSE,
+        GUARD_LOW,
+        GUARD_HIGH,
+        EXPERIMENT_CUT_OFF,
         SEQUENCES,
         CACHE_LOOKUPS,
         CACHE_BYTES,

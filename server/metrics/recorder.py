@@ -59,7 +59,7 @@ class Recorder:
         gone_labels = set(zip(("model", "version", "precision"), key, strict=True))
         for gauge in list(self._gauges):
             labels = {label for label in gauge[1] if label[0] in MODEL_LABELS}
-            if labels and labels <= gone_labels:
+            if labels <= gone_labels and any(name == "version" for name, _ in labels):  # what is of a whole model isn't the version's
                 del self._gauges[gauge]
 
     def unrouted(self, reason: str) -> None:
@@ -88,6 +88,10 @@ class Recorder:
         key = (name, tuple((label, labels[label]) for label in metric.labels))
         if key in self._gauges or sum(known == name for known, _ in self._gauges) < MAX_KEYS:
             self._gauges[key] = read
+
+    def ungauge(self, name: str, labels: Mapping[str, str]) -> None:
+        """Its series ends."""
+        self._gauges.pop((name, tuple((label, labels[label]) for label in CATALOGUE[name].labels)), None)
 
     def read(self, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Sequence[str], float]]:
         """Name, values of the labels and value of each gauge that is one of `metrics`. For the scraping thread."""

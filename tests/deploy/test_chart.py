@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.deploy.chart import SCENARIOS, containers, objects, one, pods, text
 from tests.tools import run
@@ -179,6 +180,23 @@ def test_secrets_are_named_never_held_and_readable_by_the_server_alone() -> None
     settings = next(thing["data"]["server.yaml"] for thing in objects("ingress-tls") if "server.yaml" in thing.get("data", ()))
     assert "token_file: /etc/tidegate-tokens/tokens" in settings
     assert "ca_certs: /etc/tidegate-tls/ca.crt" in settings
+
+
+def test_replicas_share_a_state_whose_password_is_a_secret() -> None:
+    written = next(thing["data"]["server.yaml"] for thing in objects("fleet") if "server.yaml" in thing.get("data", ()))
+    settings = yaml.safe_load(written)
+    assert settings["state"] == "rediss://tidegate@redis.data.svc:6379/1"
+    files = {"password_file": "/etc/tidegate-redis/password", "ca_certs": "/etc/tidegate-redis/ca.crt"}
+    assert settings["redis"] == {"prefix": "inference", "timeout": "500ms", **files}
+    volumes = {volume["name"]: volume for volume in server("fleet")["template"]["spec"]["volumes"]}
+    assert volumes["redis"]["secret"] == {"secretName": "redis-user", "defaultMode": 0o400}
+    assert "state" not in next(thing["data"]["server.yaml"] for thing in objects("default") if "server.yaml" in thing.get("data", ()))
+
+
+@pytest.mark.parametrize(("scenario", "warned"), [("fleet", False), ("keda", True), ("default", False)])
+def test_the_notes_warn_of_replicas_that_share_nothing(scenario: str, warned: bool) -> None:
+    notes = run("helm", "install", "demo", SCENARIOS[scenario].parents[1], "--dry-run=client", "-n", "ml", "--values", SCENARIOS[scenario])
+    assert ("each replica has a state of its own" in notes.split("NOTES:")[1]) is warned
 
 
 def test_the_network_policy() -> None:

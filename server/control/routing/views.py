@@ -49,7 +49,7 @@ def said_of(running: Running, trial: Trial) -> dict[str, Any]:
     """What was last concluded, with figures."""
     exposures = exposures_of(running.evidence)
     if running.report is not None:
-        return _of_report(running.report, trial)
+        return of_report(running.report, trial)
     verdict = running.verdict
     return {"exposures": exposures} if verdict is None else {**of_verdict(verdict, trial), "exposures": exposures}
 
@@ -63,7 +63,8 @@ def of_verdict(verdict: Verdict, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _of_report(report: Report, trial: Trial) -> dict[str, Any]:
+def of_report(report: Report, trial: Trial) -> dict[str, Any]:
+    """What an A/B test says, as it's shown and kept."""
     alpha = trial.plan.alpha / len(trial.plan.guards)
     findings = {metric: finding.value for metric, finding in report.findings.items()}
     metrics = {one.metric: {**_estimate(one, trial, alpha), "finding": findings[one.metric]} for one in report.estimates}
@@ -85,7 +86,7 @@ def _overall(findings: Mapping[str, str], mismatch: float | None) -> str:
 
 def _estimate(one: Estimate, trial: Trial, alpha: float) -> dict[str, Any]:
     """A metric's figures; those of latency in seconds."""
-    scale = TRUNCATED * trial.objective if one.metric == "latency" else 1.0
+    scale = scale_of(one.metric, trial)
     return {
         "baseline": _arm(one.baseline, scale),
         "canary": _arm(one.canary, scale),
@@ -124,6 +125,11 @@ def _words(one: Estimate, trial: Trial) -> str:
         return f"{one.metric}: {of}"
     worse, low, high = (f"{value * scale:.3g}" for value in (one.worse, one.low, one.high))
     return f"{one.metric}: {of}, worse by {worse} ({low} to {high}) {unit}".strip()
+
+
+def scale_of(metric: str, trial: Trial) -> float:
+    """What a metric's values, 0 to 1, are multiplied by to be shown: latency is then in seconds."""
+    return TRUNCATED * trial.objective if metric == "latency" else 1.0
 
 
 def log_of(trial: Trial, evidence: Evidence) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server.commands.weights import app
+from server.commands.routing.weights import app
 from tests.server.models import place_versions
 from tests.server.running import in_thread
 

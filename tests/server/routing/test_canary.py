@@ -19,6 +19,7 @@ from onnx import helper
 from server.app import App
 from server.control.routing.running import Clock
 from server.control.routing.trial import Kind
+from server.metrics.catalogue import CATALOGUE
 from server.state.base import Event
 from tests.server.models import place_versions, value, write_model
 from tests.server.routing.rollout import Clients, asking, labels_model, place_pair, until
@@ -54,6 +55,11 @@ def failed_at_baseline(clients: Clients, canary: int) -> int:
     return sum(count for (_, status), count in clients.statuses.items() if status != 200) - canary
 
 
+def series(app: App) -> set[str]:
+    """Names of the gauges and counters that have a value for the model."""
+    return {name for name, labels, _ in app.recorder.read(CATALOGUE) if "m" in labels}
+
+
 async def events(client: httpx.AsyncClient, what: str) -> list[tuple[str, str]]:
     found = (await client.get("/admin/events")).json()["events"]
     return [(event.get("was", ""), event["now"]) for event in found if event["what"] == what]
@@ -66,7 +72,9 @@ async def test_a_canary_with_more_errors_is_rolled_back_and_the_baseline_sees_no
         assert (begun["state"], begun["share"], begun["baseline"]) == ("running", 50, "1")
         assert app.control.frozen == {"m"}
         async with asking(app, "m") as clients:
+            assert series(app) >= {"tidegate_canary_step", "tidegate_canary_share_ratio", "tidegate_guard_worse", "tidegate_guard_high"}
             said = await until(client, PATH, over)
+            assert not series(app) & {"tidegate_guard_worse", "tidegate_canary_share_ratio"}
             async with wire(app) as line:
                 assert (await line.ask(infer_json("m", np.array([[99]], np.int64)))).status == 200
         assert (said["state"], said["verdict"]) == ("rolled_back", {"action": "roll_back", "reason": "harm", "guard": "errors"})

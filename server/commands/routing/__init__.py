@@ -1,0 +1,1 @@
+"""`tidegate weights`, `canary` and `experiment`: which versions answer, and what is known of them."""

@@ -100,8 +100,9 @@ class Tls(_Section):
 
 
 class Admin(_Section):
-    """Who may do more than infer and read."""
+    """Who may do more than infer and read, and where."""
 
+    port: OptionalPort = Field(default=None, description="Port of its own for /admin, which no other answers then; 0 for any free one.")
     token_file: Path | None = Field(default=None, description="Tokens: lines of `name:sha256 of the token:classes`; see docs/security.md.")
 
 

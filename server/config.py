@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, mo
 
 from server.documents import Document, read_yaml
 from server.errors import ConfigError
-from server.fields import Allowances, Bytes, Count, Names, OptionalPort, Port, Seconds, Share, StateAt, Timeout, Words
+from server.quantities import Allowances, Bytes, Count, Names, OptionalPort, Port, Seconds, Share, StateAt, Timeout, Words
 from server.validation import KeyPath, complaints, nearest
 
 PREFIX = "TIDEGATE_"
@@ -165,6 +165,19 @@ class Redis(_Section):
     timeout: Timeout = Field(default=1.0, description="Longest time that an answer of it is waited for.")
 
 
+class Engines(_Section):
+    """TensorRT engines that are built on this machine."""
+
+    cache: Path | None = Field(
+        default=None, description="Folder that they're kept in, this user's alone; default ~/.cache/tidegate/engines."
+    )
+    build: bool = Field(
+        default=False,
+        description="Whether one that's missing or doesn't fit this GPU is built by `tidegate export engine` while its ONNX file serves.",
+    )
+    build_timeout: Timeout = Field(default=3600.0, description="Longest that a build may take.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -199,9 +212,7 @@ class Settings(_Section):
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
     redis: Redis = Redis()
-    engine_cache: Path | None = Field(
-        default=None, description="Folder of the engines that are built here, this user's alone; default ~/.cache/tidegate/engines."
-    )
+    engines: Engines = Engines()
     files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
     @model_validator(mode="after")

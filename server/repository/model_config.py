@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from server.config import VERSION
 from server.documents import Document
-from server.fields import Bytes, Seconds, Timeout
+from server.quantities import Bytes, Seconds, Timeout
 from server.repository.declare.precision import Precision
 from server.repository.declare.routing import Routing
 from server.repository.declare.sections import Accelerator, Cache, PythonCode, SequenceConfig, Steps

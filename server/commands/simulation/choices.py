@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.backends.latency_table import BUILT_IN, Curve, read_table
 from server.errors import ConfigError
-from server.fields import Seconds, Timeout
+from server.quantities import Seconds, Timeout
 from server.validation import complaints
 
 

@@ -1,4 +1,6 @@
-"""What settings are made of: durations, sizes, shares, ports and lists, as text or as values, each with its JSON Schema."""
+"""The kinds of value that settings have: times, sizes and shares with their units, ports, lists of words. Each is what pydantic makes of
+the text in a file, a variable or a flag, with its JSON Schema.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +58,8 @@ OptionalPort: TypeAlias = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
 ]
 Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
+
+
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_list)]
 Allowance: TypeAlias = Literal["upload", "files", "shared-memory"]
 Allowances: TypeAlias = Annotated[

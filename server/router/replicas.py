@@ -55,14 +55,14 @@ class Replicas(Alone):
             self._known = (news.reachable, news.leads)
             level = "info" if news.reachable and not news.emptied else "error"
             self._journal.lifecycle("fleet", level=level, reachable=news.reachable, leads=news.leads, emptied=news.emptied, why=news.why)
-        self._catching = asyncio.ensure_future(self._catch_up(news.number, self._catching))
+        self._catching = asyncio.ensure_future(self._catch_up(news, self._catching))
         self.on_change(news.emptied)
 
-    async def _catch_up(self, number: int, before: asyncio.Task[None] | None) -> None:
+    async def _catch_up(self, news: News, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.gather(before, return_exceptions=True)
         try:
-            await self._events.catch_up(number)
+            await self._events.catch_up(news.number, emptied=news.emptied)
         except Unavailable as error:
             self._journal.lifecycle("events_not_told", level="warning", why=str(error))
 

@@ -107,9 +107,10 @@ class Events:
         finally:
             self._listeners.discard(listener)
 
-    async def catch_up(self, number: int) -> None:
-        """Tell of what is logged up to a number and wasn't told. Raises Unavailable."""
-        if self._last < 0 or number < self._last:
+    async def catch_up(self, number: int, *, emptied: bool = False) -> None:
+        """Tell of what is logged up to a number, at least, and wasn't told. Where the log was emptied numbers begin anew. Raises
+        Unavailable."""
+        if self._last < 0 or emptied:
             self._last = number
         while self._listeners and self._last < number:
             logged = [event for event in await self.since(self._last) if event.number > self._last]

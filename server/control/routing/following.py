@@ -26,10 +26,10 @@ def move(ours: Trial | None, theirs: Trial | None, *, emptied: bool) -> Move:
         return Move.ABORT if going else Move.NOTHING
     if ours is None or ours.id != theirs.id:
         return Move.BEGIN if theirs.going else Move.END
+    if not theirs.going:
+        return Move.END if ours.going or ours.state != theirs.state else Move.NOTHING
     if not ours.going:
         return Move.NOTHING
-    if not theirs.going:
-        return Move.END
     return Move.STEP if (ours.step, ours.state) != (theirs.step, theirs.state) else Move.NOTHING
 
 

@@ -203,6 +203,16 @@ class Trials:
             if what is Move.BEGIN:
                 await self._join(theirs)
 
+    async def _ended_elsewhere(self, trial: Trial) -> bool:
+        """Whether others know how a trial ended whose evidence is gone: then it's the same here."""
+        try:
+            theirs = (await self._written.read()).get(trial.model)
+            if theirs is not None and not theirs.going:
+                await self._follow_one(trial.model, emptied=False)
+        except Unavailable:
+            return True  # to be looked at again
+        return not self._trials[trial.model].going
+
     async def _join(self, trial: Trial) -> None:
         try:
             await self._splits.serve(trial.model, [trial.baseline, trial.canary])
@@ -232,6 +242,8 @@ class Trials:
                 self._hear(emptied=False)
                 return
             except NotFound:
+                if await self._ended_elsewhere(running.trial):
+                    return
                 await self._end(running.trial, State.ABORTED, "what it had gathered is lost: the baseline answers", SERVER)
                 return
         if running.cut_off is reachable and running.trial.going:

@@ -85,7 +85,8 @@ async def test_each_hears_what_the_other_did_in_order(server: RedisServer, tmp_p
     settings = settings_of(server, tmp_path)
     async with replica(settings) as one, replica(settings) as other:
         await until(lambda: one.fleet.reachable and other.fleet.reachable)
-        await asyncio.wait_for(other.changes.get(), 30)
+        for each in (one, other):
+            await asyncio.wait_for(each.changes.get(), 30)
         with one.events.listening() as here, other.events.listening() as there:
             kept = [await (one, other)[number % 2].events.append(SET) for number in range(6)]
             for listener in (here, there):

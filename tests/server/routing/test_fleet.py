@@ -55,6 +55,8 @@ OVER = replace(TRIAL, state=State.ROLLED_BACK)
         (TRIAL, TRIAL, True, Move.ABORT),
         (None, TRIAL, True, Move.ABORT),
         (OVER, OVER, True, Move.NOTHING),
+        (OVER, OVER, False, Move.NOTHING),
+        (replace(OVER, state=State.ABORTED), OVER, False, Move.END),
         (None, None, True, Move.NOTHING),
     ],
 )
@@ -204,7 +206,11 @@ async def test_without_its_redis_the_baseline_answers_until_it_is_back(tmp_path:
         await both_at((one, other), {"1", "2"})
         redis.kill()
         await both_at((one, other), {"1"})
-        assert await one.metric("tidegate_state_reachable") == 0
+
+        async def told() -> bool:
+            return await one.metric("tidegate_state_reachable") == 0
+
+        await until(told)
         redis.start()
         await both_at((one, other), {"1", "2"})
         assert (await one.canary())["state"] == (await other.canary())["state"] == "running"

@@ -146,7 +146,12 @@ def _staging(path: Path) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.filename2 is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target.parent)) from error  # it names the source, though it's the target's disk
     _sync(target)
 
 

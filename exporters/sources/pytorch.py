@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from server.tensors import TensorSpec, dtype_of
 CHILD = Path(__file__).with_name("trace_child.py")
 POLL_SECONDS = 0.05
 TAIL_LINES = 8
+FULL = 1 << 20
+"""Bytes: with less room left, a child that died did so for want of it."""
 
 STAGES = {
     "start": "start PyTorch",
@@ -40,6 +43,9 @@ STAGES = {
     "calibration": "make the calibration rows",
 }
 """The child's stages, in order, in the words of messages."""
+
+
+UNSUPPORTED = "; write that part of forward with other operators, or try --exporter dynamo, which knows more of them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,8 @@ def trace(plan: Plan, folder: Path, on_stage: Callable[[str], None], finished: P
         raise ExportError(_died(plan, folder, code)) from None
     if not result["ok"]:
         where = f" ({result['where']})" if result["where"] else ""
-        raise ExportError(f"{plan.model.label}: couldn't {STAGES[result['stage']]}: {result['message']}{where}")
+        advice = UNSUPPORTED if "UnsupportedOperatorError" in result["message"] else ""
+        raise ExportError(f"{plan.model.label}: couldn't {STAGES[result['stage']]}: {result['message']}{where}{advice}")
     return _traced(plan, folder, result)
 
 
@@ -185,7 +192,9 @@ def _died(plan: Plan, folder: Path, code: int) -> str:
         end += " (out of memory?)" if code == -signal.SIGKILL else ""
     else:
         end = f"ended its process with status {code}"
-    return f"{plan.model.label}: {end}, trying to {STAGES[_stage(folder)]}{_tail(folder)}"
+    free = shutil.disk_usage(folder).free
+    full = f"; {folder.parent.parent} is full: TMPDIR names another place for temporary files" if free < FULL else ""
+    return f"{plan.model.label}: {end}, trying to {STAGES[_stage(folder)]}{full}{_tail(folder)}"
 
 
 def _tail(folder: Path) -> str:

@@ -71,12 +71,20 @@ class RowStream:
 
 
 def shaken(example: Mapping[str, NDArray[Any]], seed: int) -> Arrays:
-    """The example as a whole with noise on its floats, for a model that isn't batched; seed 0 gives it as it is."""
+    """The example as a whole with noise on its floats, for a model that isn't batched; seed 0 gives it as it is.
+
+    Every second pair of seeds moves what lies along the first axis, too: what a tracer took from a value at one place is seen there only.
+    """
     rng = np.random.default_rng(seed)
-    return {
-        name: _noisy(array, array, rng) if seed and np.issubdtype(array.dtype, np.floating) else array.copy()
-        for name, array in example.items()
-    }
+    orders: dict[int, NDArray[np.intp]] = {}
+    made: Arrays = {}
+    for name, array in example.items():
+        made[name] = array.copy()
+        if seed and np.issubdtype(array.dtype, np.floating):
+            if seed % 4 >= 2 and array.ndim:
+                made[name] = array[orders.setdefault(len(array), rng.permutation(len(array)))]
+            made[name] = _noisy(made[name], array, rng)
+    return made
 
 
 class Lengths:

@@ -82,7 +82,12 @@ def _check_float32(path: Path) -> None:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:
         raise RefusedError(f"{path.name} isn't an ONNX file: {type(error).__name__}") from error
-    weights = model.graph.initializer
+    weights, newest = model.graph.initializer, onnx.defs.onnx_opset_version()
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset > newest:
+        raise RefusedError(
+            f"{path.name} is of opset {opset}; onnx {onnx.__version__} knows up to {newest}: save it with an older one (opset_version=17)"
+        )
     odd = {
         onnx.TensorProto.DataType.Name(t.data_type) for t in weights if t.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     }

@@ -18,7 +18,7 @@ from server.config import settings_schema
 
 CHART = Path(__file__).resolve().parents[2] / "helm" / "tidegate"
 
-SET_BY_THE_CHART = ("host", "http_port", "grpc_port", "metrics_port", "repository", "drain_delay", "drain_timeout", "tls", "admin")
+SET_BY_THE_CHART = ("host", "http_port", "grpc_port", "metrics_port", "repository", "drain_delay", "drain_timeout", "tls", "admin", "state")
 """Settings of the server that the chart derives from values of its own; giving them twice could only disagree."""
 MONITORS_OWN = ("state", "listen")
 

@@ -239,6 +239,28 @@ def test_services_say_their_protocols() -> None:
     assert (headless["clusterIP"], headless["publishNotReadyAddresses"]) == ("None", True)
 
 
+def test_what_was_changed_outlives_the_pod_on_a_claim_that_has_one_writer() -> None:
+    spec = server("canary")
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    claim = one("canary", "PersistentVolumeClaim", "demo-tidegate-state")
+    assert (claim["spec"]["accessModes"], claim["metadata"]["annotations"]["helm.sh/resource-policy"]) == (["ReadWriteOnce"], "keep")
+    volumes = spec["template"]["spec"]["volumes"]
+    assert {"name": "state", "persistentVolumeClaim": {"claimName": "demo-tidegate-state"}} in volumes
+    given = objects("canary", "--set", "state.pvc.existingClaim=mine")
+    assert "demo-tidegate-state" not in {thing["metadata"]["name"] for thing in given}
+    assert "claimName: mine" in text("canary", "--set", "state.pvc.existingClaim=mine")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_state_is_written_where_it_may_be(scenario: str) -> None:
+    """Also without a claim: a container that is restarted finds what it left in its pod."""
+    settings = yaml.safe_load(next(thing["data"]["server.yaml"] for thing in objects(scenario) if "server.yaml" in thing.get("data", ())))
+    container = server(scenario)["template"]["spec"]["containers"][0]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "state"]
+    assert settings["state"] == f"{mount['mountPath']}/state.db"
+    assert not mount.get("readOnly")
+
+
 def test_one_monitor_with_a_state_of_its_own() -> None:
     spec = one("default", "Deployment", "demo-tidegate-monitor")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
@@ -249,7 +271,15 @@ def test_one_monitor_with_a_state_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("scenario", "said"),
     [
-        ("default", ("port-forward service/demo-tidegate 8000:8000", "WARNING: anyone who reaches", "tells nobody but its log")),
+        (
+            "default",
+            (
+                "port-forward service/demo-tidegate 8000:8000",
+                "WARNING: anyone who reaches",
+                "tells nobody but its log",
+                "lost with the pod",
+            ),
+        ),
         ("everything", ("https://127.0.0.1:8000", "Authorization: Bearer", "8000:80", "service/demo-inference-admin 9003")),
     ],
 )

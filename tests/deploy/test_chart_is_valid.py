@@ -109,7 +109,7 @@ def test_each_dashboard_is_a_config_map_that_the_sidecar_finds() -> None:
 def test_the_server_reads_its_settings(scenario: str, tmp_path: Path) -> None:
     """By the server's own reader; the files that it names are put where it looks for them."""
     (text,) = (thing["data"]["server.yaml"] for thing in objects(scenario) if "server.yaml" in thing.get("data", ()))
-    for folder in ("/etc/tidegate-tls", "/etc/tidegate-tokens", "/etc/tidegate-redis", "/models"):
+    for folder in ("/etc/tidegate-tls", "/etc/tidegate-tokens", "/etc/tidegate-redis", "/models", "/var/lib/tidegate"):
         (tmp_path / folder[1:]).mkdir(parents=True)
         text = text.replace(folder, str(tmp_path / folder[1:]))
     for name in ("tidegate-tls/tls.crt", "tidegate-tls/tls.key", "tidegate-tls/ca.crt", "tidegate-redis/password", "tidegate-redis/ca.crt"):
@@ -145,6 +145,9 @@ def test_the_monitor_reads_its_rules(scenario: str, tmp_path: Path) -> None:
         ("server: {replicas: two}", "/server/replicas"),
         ("admin: {enabled: true}", "admin.enabled needs auth.existingSecret"),
         ("admin: {port: 8000}", "/admin/port"),
+        ("state: {pvc: {enabled: true}}\nserver: {replicas: 2}", "a claim has one writer"),
+        ("state: {pvc: {enabled: true}}\nautoscaling: {kind: keda}", "a claim has one writer"),
+        ("server: {config: {state: /x}}", "'state' not allowed"),
         ("surprise: 1", "'surprise' not allowed"),
         ("exporter: {enabled: true}", "exporter.enabled needs models.existingClaim or models.claim.create"),
     ],

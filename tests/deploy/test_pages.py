@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ import yaml
 from benchmarks.autoscale import DEFAULTS, SIGNALS, row
 from tests.deploy.chart import CHART
 from tests.deploy.pages import comments
+from tests.server.models import place
+from tests.server.running import in_thread
 from tests.tools import run
 
 ROOT = CHART.parents[1]
@@ -29,7 +34,7 @@ HELM = [command for command in COMMANDS if command.startswith("helm ") and not c
 
 def test_the_page_has_commands() -> None:
     assert len(HELM) >= 4
-    assert {shlex.split(command)[0] for command in COMMANDS} == {"make", "docker", "kubectl", "helm"}
+    assert {shlex.split(command)[0] for command in COMMANDS} == {"make", "docker", "kubectl", "helm", "tidegate"}
 
 
 @pytest.mark.parametrize("command", HELM)
@@ -38,6 +43,37 @@ def test_helm_takes_the_command(command: str) -> None:
     words = shlex.split(command)
     assert words[1] in ("install", "upgrade", "template")
     assert "kind: Deployment" in run("helm", "template", *words[2:], cwd=ROOT)
+
+
+def test_the_canary_of_the_walk_runs(tmp_path: Path) -> None:
+    """The page's own commands, in their order, against a server with an admin port and a token; version 2 comes while it serves."""
+    walk = DEPLOY.partition("### From nothing to a canary")[2].partition("\n###")[0]
+    commands = re.findall(r"^(tidegate .*?) +#", walk, re.MULTILINE)
+    assert [shlex.split(command)[1:3] for command in commands] == [
+        *(["weights", "set"], ["canary", "start"], ["canary", "status"], ["canary", "abort"], ["weights", "clear"]),
+    ]
+    (tmp_path / "tokens").write_text(f"ops:{hashlib.sha256(b'secret').hexdigest()}:infer,read,control,debug\n")
+    (tmp_path / "tokens").chmod(0o600)
+    place(tmp_path / "models", "ranker")
+    admin = {"port": 0, "token_file": tmp_path / "tokens"}
+    with in_thread(tmp_path / "models", admin=admin, state=tmp_path / "state.db") as app:
+        place(tmp_path / "models", "ranker", version="2")
+        said = [ran(command.replace("127.0.0.1:8003", app.addresses.admin)) for command in commands]
+    _, started, status, aborted, cleared = said
+    assert "of ranker: version 2 against version 1\nrunning: 1 % of the requests, step 1 of 5" in started
+    assert "hold: few samples" in status
+    assert "\naborted after" in aborted
+    assert "by the version policy" in cleared
+
+
+def ran(command: str) -> str:
+    """What a command printed, with the token; it must have ended well."""
+    environment = {**os.environ, "TIDEGATE_TOKEN": "secret", "NO_COLOR": "1", "COLUMNS": "160"}
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True, check=False, env=environment, timeout=60
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])

@@ -91,6 +91,42 @@ def test_a_trace_that_is_not_the_model_is_not_written(user: Path, written: Write
     assert not list(user.glob("*o.onnx*"))
 
 
+def test_a_loop_over_a_value_is_found_and_its_line_named(user: Path, reporter: Remembers, written: Writer) -> None:
+    code = """
+        import torch
+        from torch import nn
+
+        class make(nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(3)
+                self.a = nn.Linear(4, 4)
+
+            def forward(self, x):
+                for _ in range(int(x[0, 0].abs() * 3) + 1):
+                    x = torch.tanh(self.a(x))
+                return x
+    """
+    np.savez(user / "rows.npz", x=np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32))
+    with pytest.raises(ExportError, match="not the same model") as caught:
+        export(plan(user, "", "rows.npz", model=written(code)), reporter)
+    assert "mine.py:12: Converting a tensor to a Python integer" in str(caught.value)
+    assert not (user / "models").exists()
+
+
+def test_an_operator_without_onnx_says_what_to_do(user: Path, reporter: Remembers, written: Writer) -> None:
+    code = """
+        import torch
+        from torch import nn
+
+        class make(nn.Module):
+            def forward(self, x):
+                return torch.linalg.svdvals(x.reshape(-1, 2, 2))
+    """
+    with pytest.raises(ExportError, match=r"aten::linalg_svdvals.* or try --exporter dynamo"):
+        export(plan(user, "", "features.npz", model=written(code)), reporter)
+
+
 def test_a_batch_size_in_the_trace_is_found_and_its_line_named(user: Path, written: Writer, reporter: Remembers) -> None:
     model = written("""\
         from torch import nn

@@ -75,6 +75,16 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 {{- end -}}
 
+{{/* The claim that holds the state; empty where there's none. */}}
+{{- define "tidegate.stateClaim" -}}
+{{- if .Values.state.pvc.enabled -}}
+{{- if or (gt (int .Values.server.replicas) 1) (ne .Values.autoscaling.kind "none") -}}
+{{- fail "state.pvc is for one replica that nothing scales: a claim has one writer" -}}
+{{- end -}}
+{{- .Values.state.pvc.existingClaim | default (printf "%s-state" (include "tidegate.fullname" .)) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "tidegate.modelsVolume" -}}
 - name: models
   {{- with include "tidegate.claim" . }}
@@ -113,6 +123,7 @@ runtimeClassName: {{ $server.gpu.runtimeClassName }}
 {{/* server.yaml. What the chart sets itself stands in no values: the schema refuses it there. */}}
 {{- define "tidegate.serverConfig" -}}
 {{- $own := dict "host" "0.0.0.0" "http_port" 8000 "grpc_port" 8001 "metrics_port" 8002 "repository" "/models" -}}
+{{- $_ := set $own "state" "/var/lib/tidegate/state.db" -}}
 {{- $_ := set $own "drain_delay" .Values.server.drain.delay -}}
 {{- $_ := set $own "drain_timeout" .Values.server.drain.timeout -}}
 {{- if .Values.auth.existingSecret -}}

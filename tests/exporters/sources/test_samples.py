@@ -64,6 +64,18 @@ def test_a_whole_example_is_shaken() -> None:
     assert shaken(example, 1)["n"] == 3
 
 
+def test_every_second_pair_moves_what_lies_along_the_first_axis() -> None:
+    x = np.arange(40.0).reshape(20, 2)
+    example = {"x": x, "weight": x[:, 0], "ids": np.arange(20)}
+    for seed in (1, 4, 5):
+        assert np.abs(shaken(example, seed)["x"] - x).max() < 8
+    for seed in (2, 3, 6):
+        moved = shaken(example, seed)
+        assert np.abs(moved["x"] - x).max() > 8
+        assert np.abs(moved["x"][:, 0] - moved["weight"]).max() < 16  # together, but for the noise on each
+        np.testing.assert_array_equal(moved["ids"], example["ids"])
+
+
 def test_axes_alike_share_a_symbol() -> None:
     example = {"ids": np.zeros((2, 7)), "mask": np.zeros((2, 7)), "image": np.zeros((2, 3, 9))}
     lengths = Lengths(example, {"ids": {0: None, 1: 12}, "mask": {1: 12}, "image": {2: None}}, batched=True)

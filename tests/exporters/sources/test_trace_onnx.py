@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -72,6 +73,13 @@ def quantized(path: Path) -> Path:
     return write_model(path, [node], [value("x", ["N", 4])], [value("y", ["N", 4], "UINT8")])
 
 
+def from_the_future(path: Path) -> Path:
+    model = onnx.load(linear_model(path))
+    model.opset_import[0].version = 99
+    onnx.save(model, path)
+    return path
+
+
 def texts(path: Path) -> Path:
     return identity_model(path, "BYTES")
 
@@ -82,6 +90,7 @@ def texts(path: Path) -> Path:
         (broken, "m.onnx isn't an ONNX file"),
         (halved, "m.onnx holds FLOAT16: expected the FP32 file"),
         (quantized, "m.onnx holds DynamicQuantizeLinear: expected the FP32 file"),
+        (from_the_future, "m.onnx is of opset 99; onnx"),
         (texts, "is tensor(string), for which no example can be made"),
     ],
 )

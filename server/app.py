@@ -45,7 +45,7 @@ from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
 from server.regions import RegionLimits, Regions
-from server.router.replicas import fleet_of
+from server.router.live.replicas import fleet_of
 from server.router.router import Router
 from server.router.table import ServingTable
 from server.state.changes import Changes, events_of

@@ -1,5 +1,5 @@
-"""The response cache: answers of one version at one precision by the content of what was asked, bounded in bytes, the longest unused
-go first.
+"""The response cache: answers of one version, each precision's apart, by the content of what was asked, bounded in bytes, the longest
+unused go first.
 
 It stands before a version's engine and goes with it, so that nothing outlives a reload. A tenant's answers are its own. Requests that ask
 to be explained, and those too large to be worth hashing in the event loop, go past it.
@@ -38,11 +38,13 @@ class Kept:
 
 
 class Answers:
-    """Answers by key, at most `max_bytes` of them. Pure."""
+    """Answers by key, at most `max_bytes` of them, of all precisions of a version. Pure. `hits` and `misses` are its owners' counts."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
+        self.hits = 0
+        self.misses = 0
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
 
     def __len__(self) -> int:
@@ -72,13 +74,14 @@ class Answers:
             self.bytes -= kept.size
 
 
-def key_of(request: InferRequest) -> Key | None:
-    """What makes two requests the same: tenant, outputs asked for, and each input's name, datatype, shape and bytes. None: not worth it."""
+def key_of(request: InferRequest, precision: str = "") -> Key | None:
+    """What makes two requests the same: tenant, outputs asked for, each input's name, datatype, shape and bytes, and the precision that
+    answers. None: not worth it."""
     if sum(_size(array) for array in request.inputs.values()) > MAX_HASHED:
         return None
     digest = blake2b(digest_size=24)
     outputs = sorted(output.name for output in request.outputs)
-    digest.update(repr((request.tenant, outputs, sorted(request.layout.tensors))).encode())
+    digest.update(repr((precision, request.tenant, outputs, sorted(request.layout.tensors))).encode())
     for name in sorted(request.inputs):
         array = request.inputs[name]
         # Each tensor's length follows from what was hashed before: shape and datatype, or the texts' own lengths.
@@ -103,20 +106,18 @@ class Cached:
         self.key, self.terms, self.figures, self.max_rows = engine.key, engine.terms, engine.figures, engine.max_rows
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self.answers = answers
-        self.hits = 0
-        self.misses = 0
         self._engine = engine
 
     def submit(self, request: InferRequest, on_response: OnResponse) -> CancelHandle:
         """Answer at once where the answer is known, else as the engine does."""
         begun = monotonic()
-        key = None if request.explain else key_of(request)
+        key = None if request.explain else key_of(request, self.key.precision)
         if key is None:
             return self._engine.submit(request, on_response)
         kept = self.answers.get(key)
         if kept is None:
             return self._missed(key, request, on_response, monotonic() - begun)
-        self.hits += 1
+        self.answers.hits += 1
         request.rows, request.queued = kept.rows, begun
         facts = BatchFacts(kept.rows, 1, HIT, self.key.precision, HIT, begun, begun, monotonic())
         wanted = [output.name for output in request.outputs] or kept.outputs
@@ -128,7 +129,7 @@ class Cached:
     def _missed(self, key: Key, request: InferRequest, on_response: OnResponse, lookup: float) -> CancelHandle:
         def answered(response: InferResponse, final: bool) -> None:
             if response.error is None:
-                self.misses += 1
+                self.answers.misses += 1
                 begun = monotonic()
                 self.answers.put(key, request.rows, response.outputs)
                 self.figures.missed(lookup + monotonic() - begun)

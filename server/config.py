@@ -60,6 +60,7 @@ class Limits(_Section):
     regions: int = Field(default=512, ge=1, le=65536, description="Shared memory regions that clients may register.")
     region_bytes: Bytes = Field(default=16 << 30, description="Their bytes together.")
     max_header_bytes: Bytes = Field(default=64 << 10, description="Largest request line and headers together.")
+    variant_memory: Bytes | None = Field(default=None, description="Most memory of one device that models may take; default: no limit.")
 
     @model_validator(mode="after")
     def _fits(self) -> Limits:

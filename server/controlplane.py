@@ -17,7 +17,7 @@ from typing import Any
 from server.config import Settings
 from server.control.engines.builds import EngineBuilds
 from server.control.overrides import Wish
-from server.control.precision.switching import ASKED, Switching
+from server.control.precision.precisions import ASKED, Precisions
 from server.control.routing.splits import Splits
 from server.control.versions import NOT_LOADED, UNLOADED, Versions
 from server.ensemble import Start
@@ -25,8 +25,7 @@ from server.errors import ConfigError, ModelDefect, NotFound, Unavailable
 from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.repository.marks import Watcher
-from server.repository.store import Store
-from server.router.table import ServingTable, State
+from server.router.table import ServingTable, State, engines_of
 from server.state.changes import Changes
 
 EVERY_MODEL = "*"
@@ -49,14 +48,14 @@ class ControlPlane:
     ) -> None:
         """`changes` is where to write down what changes, `start` runs an ensemble's steps."""
         self._settings = settings
-        self._store = Store(settings.repository)
         self._table = table
         self._journal = journal
-        self._versions = Versions(settings, self._store, table, recorder, journal, start)
+        self._versions = Versions(settings, table, recorder, journal, changes, start)
+        self._store = self._versions.store
         self._loader, self._notices = self._versions.loader, self._versions.notices
         self._overrides, self._ensembles = self._versions.overrides, self._versions.ensembles
-        self.precisions, self.admissions = self._versions.precisions, self._versions.admissions
-        self._switching = Switching(self._versions, journal, changes)
+        self.admissions = self._versions.residents.admissions
+        self.precisions = Precisions(self._versions, table, journal, changes)
         self.engines = EngineBuilds(self._versions, table, settings.engines, journal)
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
@@ -64,7 +63,10 @@ class ControlPlane:
         self.loaded = False
 
     async def load_all(self) -> None:
-        """Load what `model_control` says. A model that can't be served is listed with its reason; the others serve."""
+        """Load what `model_control` says. A model that can't be served is listed with its reason; the others serve. Raises ConfigError
+        where the state can't be read."""
+        await self.precisions.restore()
+        await self.admissions.restore()
         watcher = Watcher(await self._loader.run(self._store.marks)) if self._settings.model_control == "poll" else None
         listing = await self._loader.run(self._store.scan)
         names = sorted({entry.name for entry in listing.entries} | {problem.name for problem in listing.problems})
@@ -166,16 +168,30 @@ class ControlPlane:
             self._wanted.discard(name)
             for served in self._table.versions(name):
                 await self._versions.take_down(served)
-            self.precisions.forget(name)
+            await self.precisions.forget(name)
             await self._loader.run(self._overrides.forget, name)
 
     async def switch(self, name: str, precision: str | None, who: str = "", why: str = ASKED) -> None:
-        """Serve a model in another precision, None for what model.yaml says: each version is opened beside the one that serves, warmed up,
-        and takes its place between two batches. It holds until it's cleared or the model is unloaded.
+        """Serve a model in another precision, None for what model.yaml says. One that is loaded takes its place at once, between two
+        batches; another is opened beside the one that serves and warmed up first. It holds, also over a restart, until it's cleared or the
+        model is unloaded.
 
         Raises NotFound, InvalidRequest, ModelDefect where it can't be served so (what served goes on), Superseded by a later switch.
         """
-        await self._to_its_end(self._switching.switch(name, precision, who, why))
+        await self._to_its_end(self.precisions.switch(name, precision, (who, why)))
+
+    async def step(self, name: str, precision: str | None, who: str, why: str) -> None:
+        """The same by the server itself: it isn't remembered, and an operator's switch ends it; None goes back to what holds then."""
+        await self._to_its_end(self.precisions.switch(name, precision, (who, why), stepped=True))
+
+    async def pin_out(self, name: str, precision: str, who: str, why: str, version: str = "") -> None:
+        """Have a precision not answer for a while, twice as long each time; of one version, or of all that have it. Where it answers now,
+        the most exact other one takes its place first. Raises NotFound, InvalidRequest where there's no other, ModelDefect."""
+        await self._to_its_end(self.precisions.pin_out(name, precision, (who, why), version))
+
+    async def unpin(self, name: str, precision: str, who: str, why: str = ASKED, version: str = "") -> None:
+        """Let a precision answer again. Raises NotFound, InvalidRequest where it isn't pinned out."""
+        await self._to_its_end(self.precisions.unpin(name, precision, (who, why), version))
 
     def share_out_by(self, splits: Splits) -> None:
         """Have `splits` told of what models' configurations say, and the versions that it names loaded."""
@@ -239,7 +255,7 @@ class ControlPlane:
     async def drain(self) -> None:
         """Wait until every engine has answered all that it took."""
         await self._ensembles.drain()
-        await asyncio.gather(*(entry.engine.drain() for entry in self._table if entry.engine is not None))
+        await asyncio.gather(*(engine.drain() for entry in self._table for engine in engines_of(entry)))
 
     async def close(self) -> None:
         """End loads that are under way and give every lane back."""
@@ -248,8 +264,11 @@ class ControlPlane:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+        self.precisions.close()
+        self.admissions.close()
         for entry in self._table:
-            await self._loader.retire(entry.leaving or entry, 0.0)
+            await self._versions.residents.withdraw(entry.leaving or entry, 0.0)
             entry.engine = entry.leaving = None
+        await self._versions.residents.close()
         await asyncio.to_thread(self._overrides.close)
         self._loader.shutdown()

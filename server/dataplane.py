@@ -15,10 +15,11 @@ from server.errors import TidegateError
 from server.explain import explained
 from server.lending import Lending
 from server.logs import Journal
-from server.messages import CancelHandle, InferRequest, InferResponse, OnResponse
+from server.messages import NO_PARAMETERS, CancelHandle, InferRequest, InferResponse, OnResponse
 from server.metrics.recorder import Recorder
 from server.protocol.binary_codec import Takes
 from server.recording import Recording
+from server.router.precise import PRECISION
 from server.router.router import Router
 from server.tracing.tracer import Tracer
 
@@ -68,6 +69,8 @@ class DataPlane:
             else:
                 route = self._router.share_out(request, traffic)
             version = route.version
+            if request.parameters is not NO_PARAMETERS and PRECISION in request.parameters:
+                route = self._router.precise(request, route)
             admit(request, route.engine.terms)
             if request.explain:
                 on_response = explained(request, route.reason, on_response)
@@ -129,6 +132,8 @@ class DataPlane:
         elif error is not None or batch is None:
             figures.failed(error.reason if error is not None else "internal", total)
         else:
+            if batch.precision is not figures.key.precision:  # answered by another variant than the one that would now
+                figures = self._router.figures_in(response.model, response.version, batch.precision) or figures
             figures.answered(total, batch.cut - request.queued, request.decode_seconds, encode_seconds)
         if request.tenant and figures is not None:  # else it's still as the client wrote it, which no label may be
             self._recorder.tenant(request.tenant, error.reason if error is not None else "")

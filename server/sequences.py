@@ -48,10 +48,9 @@ class Sequences:
     def __init__(self, engine: Engine, config: SequenceConfig) -> None:
         states = config.state
         fed, taken = {state.input for state in states}, {state.output for state in states}
-        self.key, self.terms, self.figures, self.max_rows = engine.key, engine.terms, engine.figures, engine.max_rows
         self.inputs = tuple(spec for spec in engine.inputs if spec.name not in fed)
         self.outputs = tuple(spec for spec in engine.outputs if spec.name not in taken)
-        self.engine = engine
+        self.adopt(engine)
         self.pairs = {state.output: state.input for state in states}
         self._state = {spec.name: spec for spec in engine.inputs if spec.name in fed}
         self._config = config
@@ -59,6 +58,11 @@ class Sequences:
         self._layouts: dict[Layout, Layout] = {}
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+
+    def adopt(self, engine: Engine) -> None:
+        """Run on another engine from the next request of each sequence on: one with the same tensors, whose state goes on."""
+        self.key, self.terms, self.figures, self.max_rows = engine.key, engine.terms, engine.figures, engine.max_rows
+        self.engine = engine
 
     @property
     def active(self) -> int:

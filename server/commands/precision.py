@@ -33,7 +33,7 @@ def precision() -> None:
 @app.command()
 def show(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
     """What a model runs in, and what it could."""
-    _ask("GET", model, url, token_file, json)
+    _ask("GET", _path(model), url, token_file, json)
 
 
 @app.command("set")
@@ -45,17 +45,46 @@ def set_(
     json: Json = False,
 ) -> None:
     """Switch a model to a precision, over its model.yaml until it's cleared. No request sees it; returns once it answers."""
-    _ask("PUT", model, url, token_file, json, wish={"active": active})
+    _ask("PUT", _path(model), url, token_file, json, wish={"active": active})
 
 
 @app.command()
 def clear(model: Model, url: Url = LOCAL, token_file: TokenFile = None, json: Json = False) -> None:
     """Go back to the precision of the model's own configuration."""
-    _ask("DELETE", model, url, token_file, json)
+    _ask("DELETE", _path(model), url, token_file, json)
 
 
-def _ask(method: str, model: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None) -> None:
-    target = f"/admin/models/{quote(model, safe='')}/precision"
+@app.command()
+def pin(
+    model: Model,
+    out: Annotated[str, typer.Argument(help="The precision that may not answer for a while.")],
+    why: Annotated[str, typer.Option(help="Why; it's shown and kept.")] = "",
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Pin a precision out: 5 minutes, twice as long each time. Where it answers now, another takes its place first."""
+    _ask("PUT", _path(model, out), url, token_file, json, wish={"why": why} if why else {})
+
+
+@app.command()
+def unpin(
+    model: Model,
+    pinned: Annotated[str, typer.Argument(help="The precision that is pinned out.")],
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Let a precision answer again that is pinned out."""
+    _ask("DELETE", _path(model, pinned), url, token_file, json)
+
+
+def _path(model: str, pinned: str = "") -> str:
+    path = f"/admin/models/{quote(model, safe='')}/precision"
+    return f"{path}/pins/{quote(pinned, safe='')}" if pinned else path
+
+
+def _ask(method: str, target: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None) -> None:
     with asking(url, method, target, read_token(token_file), wish=wish, timeout=SWITCH_TIMEOUT) as response:
         body = response.read()
     if json:
@@ -67,13 +96,23 @@ def _ask(method: str, model: str, url: str, token_file: Path | None, json: bool,
 def _print(url: str, body: bytes) -> None:
     try:
         said = orjson.loads(body)
-        rows = [(row["version"], row["active"], ", ".join(row["available"])) for row in said["versions"]]
-        chosen = said["chosen"]
+        rows = [(version["version"], *_row(variant)) for version in said["versions"] for variant in version["variants"]]
+        chosen, stepped, configured = said["chosen"], said["stepped"], {version["configured"] for version in said["versions"]}
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise TidegateError(f"{url}: not an answer of tidegate: {error!r}") from error
-    table = Table("version", "active", "available")
+    table = Table("version", "precision", "state", "memory", "why")
     for row in rows:
         table.add_row(*row)
     console = Console()
     console.print(table)
     console.print(f"chosen by an operator: {chosen}" if chosen else "as the model's own configuration says")
+    if chosen and {chosen} != configured:
+        console.print(f"model.yaml says {', '.join(sorted(configured))}; `tidegate precision clear` goes back to that")
+    if stepped:
+        console.print(f"stepped to by the server: {stepped}")
+
+
+def _row(variant: dict[str, Any]) -> tuple[str, str, str, str]:
+    left = f" for {variant['pinned_for_s']:.0f} s" if "pinned_for_s" in variant else ""
+    memory = f"{variant['memory_bytes'] / 2**20:.1f} MiB" if variant["memory_bytes"] else ""
+    return variant["precision"], variant["state"] + left, memory, variant.get("why", "")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 
-from server.errors import InvalidRequest, NotFound
-from server.router.table import ServedVersion, ServingTable
-from server.state.base import Event
+from server.errors import InvalidRequest, NotFound, Unavailable
+from server.logs import Journal
+from server.router.table import ServedVersion, ServingTable, engines_of
+from server.state.base import Document, Event
+from server.state.changes import Changes
 
 MOST_TTL = 86400.0  # seconds
+ROOM = "admission"
+ALL = "all priorities"
+ASKED = "asked for through the admin API"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +28,22 @@ class Shed:
 
 
 class Admissions:
-    """By model's name; over reloads, until the time is over."""
+    """By model's name; over reloads and restarts, until the time is over."""
 
-    def __init__(self, table: ServingTable) -> None:
+    def __init__(self, table: ServingTable, journal: Journal, changes: Changes) -> None:
         self._table = table
+        self._journal = journal
+        self._changes = changes
         self._shed: dict[str, Shed] = {}
+        self._work: set[asyncio.Task[None]] = set()
+
+    async def restore(self) -> None:
+        """Have what was kept hold for the rest of its time. Before any model is loaded. Raises Unavailable."""
+        for name, document in (await self._changes.events.read(ROOM)).items():
+            try:
+                self._begin(name, int(document["min_priority"]), float(document["until"]) - time())
+            except (KeyError, TypeError, ValueError) as error:
+                self._journal.lifecycle("state_not_understood", level="error", room=ROOM, model=name, why=repr(error))
 
     def read(self, name: str) -> dict[str, int | float | None]:
         """What holds now. Raises NotFound."""
@@ -37,41 +53,72 @@ class Admissions:
             return {"min_priority": None, "ttl_s": None}
         return {"min_priority": shed.min_priority, "ttl_s": round(max(0.0, shed.end - monotonic()), 3)}
 
-    def set(self, name: str, min_priority: int, ttl: float, who: str) -> Event:
-        """Take only priorities up to `min_priority` for `ttl` seconds, in the place of what was asked for before; the event to be logged.
-        Raises NotFound, and InvalidRequest for a priority that the model doesn't have."""
+    async def set(self, name: str, min_priority: int, ttl: float, who: str) -> None:
+        """Take only priorities up to `min_priority` for `ttl` seconds, in the place of what was asked for before. Raises NotFound,
+        InvalidRequest for a priority that the model doesn't have."""
         served = self._engines(name)
         levels = min(version.config.queue.priorities for version in served)
         if not 1 <= min_priority <= levels:
             raise InvalidRequest(f"model '{name}' has priorities 1 (the highest) to {levels}: min_priority can't be {min_priority}")
         if not 0 < ttl <= MOST_TTL:
             raise InvalidRequest(f"ttl_s must be more than 0 and at most {MOST_TTL:g}, got {ttl:g}")
-        was = self._end(name)
-        timer = asyncio.get_running_loop().call_later(ttl, self.clear, name, "")
-        self._shed[name] = Shed(min_priority, monotonic() + ttl, timer)
-        for version in served:
+        now = f"priorities 1 to {min_priority} for {ttl:g} s"
+        event = Event(0.0, who, "admission", name, self._now(name), now, ASKED)
+        self._end(name)
+        self._begin(name, min_priority, ttl)
+        for version in self._table.versions(name):
             self.renew(version)
-        return Event(0.0, who, "admission", name, was, f"priorities 1 to {min_priority} for {ttl:g} s", "asked for through the admin API")
+        await self._kept(event, {"min_priority": min_priority, "until": time() + ttl})
 
-    def clear(self, name: str, who: str) -> Event:
-        """Take all priorities again; the event to be logged."""
-        return Event(0.0, who, "admission", name, self._end(name), "all priorities", "asked for through the admin API")
+    async def clear(self, name: str, who: str, why: str = ASKED) -> None:
+        """Take all priorities again."""
+        event = Event(0.0, who, "admission", name, self._now(name), ALL, why)
+        self._end(name)
+        await self._kept(event)
+
+    def close(self) -> None:
+        """Watch no time any more."""
+        for shed in self._shed.values():
+            shed.timer.cancel()
+        for task in self._work:
+            task.cancel()
+
+    def _begin(self, name: str, min_priority: int, ttl: float) -> None:
+        timer = asyncio.get_running_loop().call_later(max(0.0, ttl), self._over, name)
+        self._shed[name] = Shed(min_priority, monotonic() + ttl, timer)
+
+    def _over(self, name: str) -> None:
+        """Its time is over, whether that can be written down or not."""
+        event = Event(0.0, "", "admission", name, self._now(name), ALL, "its ttl_s is over")
+        self._end(name)
+        task = asyncio.ensure_future(self._kept(event))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _kept(self, event: Event, document: Document | None = None) -> None:
+        """Keep what holds now. A load isn't taken on again because that can't be written down."""
+        try:
+            await self._changes.keep(ROOM, event.model, document, event)
+        except Unavailable as error:
+            self._journal.lifecycle("event_not_kept", level="error", what=event.what, model=event.model, why=str(error))
+
+    def _now(self, name: str) -> str:
+        shed = self._shed.get(name)
+        return ALL if shed is None else f"priorities 1 to {shed.min_priority}"
 
     def renew(self, served: ServedVersion) -> None:
-        """Have a version that was just loaded shed what its model does."""
+        """Have all of a version that is loaded shed what its model does."""
         shed = self._shed.get(served.model)
-        if served.engine is not None and shed is not None:
-            served.engine.shed(shed.min_priority)
+        for engine in engines_of(served):
+            if shed is not None or engine.min_priority is not None:
+                engine.shed(None if shed is None else shed.min_priority)
 
-    def _end(self, name: str) -> str:
+    def _end(self, name: str) -> None:
         shed = self._shed.pop(name, None)
-        if shed is None:
-            return "all priorities"
-        shed.timer.cancel()
+        if shed is not None:
+            shed.timer.cancel()
         for served in self._table.versions(name):
-            if served.engine is not None:
-                served.engine.shed(None)
-        return f"priorities 1 to {shed.min_priority}"
+            self.renew(served)
 
     def _engines(self, name: str) -> list[ServedVersion]:
         """Raises NotFound where no version of that name runs a model of its own."""

@@ -12,12 +12,13 @@ from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 from server.config import Settings
+from server.engine.engine import Engine
 from server.ensemble import Ensemble
 from server.lanes.opening import LanePlan, Opened, open_lanes
 from server.repository.declare.said import Loadable
 from server.repository.loader import describe
 from server.repository.store import Entry
-from server.router.table import ServedVersion
+from server.router.table import ServedVersion, engines_of
 from server.sequences import Sequences
 from server.timeslice import LONG, take_turns
 
@@ -70,11 +71,17 @@ class Loader:
             async with asyncio.timeout(timeout):
                 while isinstance(served.front, Ensemble | Sequences) and served.front.running:
                     await asyncio.sleep(DRAIN_POLL)
-                if served.engine is not None:
-                    await served.engine.drain()
-        if served.engine is not None:
-            served.engine.abandon()
-            await self.run(served.engine.close)
+        await asyncio.gather(*(self.retire_engine(engine, timeout) for engine in engines_of(served)))
+
+    async def retire_engine(self, engine: Engine, timeout: float) -> None:
+        """The same for one engine; whoever no longer waits for that has it done at once."""
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await engine.drain()
+        finally:
+            engine.abandon()
+            await self.run(engine.close)
 
     def shutdown(self) -> None:
         """Wait for what runs, and end the thread."""

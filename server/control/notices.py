@@ -34,7 +34,7 @@ class Notices:
 
     def fault(self, name: str, version: str, reason: str) -> str:
         """Note why a version can't be served as its files are now; the reason as everyone may read it."""
-        told = self._told(reason)
+        told = self.told(reason)
         served = self._table.version(name, version)
         if served is None or served.serving is None:
             self.unavailable(name, version, reason)
@@ -47,10 +47,10 @@ class Notices:
 
     def unavailable(self, name: str, version: str, reason: str) -> None:
         """A version can't be served."""
-        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self._told(reason)))
+        self._table.put(ServedVersion(name, version, State.UNAVAILABLE, self.told(reason)))
         self._recorder.ring.routing((monotonic(), name, version, f"unavailable: {reason}"))
         self._journal.lifecycle("model_unavailable", model=name, version=version, reason=reason)
 
-    def _told(self, reason: str) -> str:
+    def told(self, reason: str) -> str:
         """A reason as anyone may read it in the index: only the operator needs to know where the repository lies."""
         return PLACE.sub("", self._root.sub("", reason))

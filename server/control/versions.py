@@ -13,24 +13,25 @@ from typing import TypeAlias
 from weakref import WeakValueDictionary
 
 from server.config import Settings
-from server.control.admissions import Admissions
 from server.control.ensembles import Ensembles
 from server.control.loading import Loader
 from server.control.notices import Notices
 from server.control.overrides import Override, Overrides, Wish
-from server.control.precision.precisions import Precisions
-from server.control.serving import Serving
+from server.control.precision.choices import Choices, in_precision
+from server.control.precision.residents import Residents
 from server.ensemble import Start
 from server.errors import ConfigError, ModelDefect, Unavailable
-from server.lanes.pad_proof import pad_fault
 from server.logs import Journal
+from server.messages import ModelKey
 from server.metrics.recorder import Recorder
 from server.repository.configs.reading import Values
 from server.repository.declare.routing import Routing
 from server.repository.declare.said import Loadable
+from server.repository.loader import precisions_of
 from server.repository.marks import Mark, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
+from server.state.changes import Changes
 
 NOT_LOADED, UNLOADED = "not loaded", "unloaded"
 
@@ -41,22 +42,23 @@ Declare: TypeAlias = Callable[[str, Routing], None]
 class Versions:
     """Its parts are its owner's, the control plane's, too."""
 
-    def __init__(self, settings: Settings, store: Store, table: ServingTable, recorder: Recorder, journal: Journal, start: Start) -> None:
+    def __init__(
+        self, settings: Settings, table: ServingTable, recorder: Recorder, journal: Journal, changes: Changes, start: Start
+    ) -> None:
         """`start` runs an ensemble's steps."""
         self._settings = settings
-        self._store = store
+        self.store = Store(settings.repository)
         self._table = table
         self._recorder = recorder
         self._journal = journal
         self.loader = Loader(settings)
         self.notices = Notices(table, recorder, journal, paths_below(settings.repository))
-        self.precisions = Precisions(table)
-        self.admissions = Admissions(table)
+        self.choices = Choices()
+        self.residents = Residents(settings, table, recorder, journal, self.loader, changes)
         self.overrides = Overrides(upload="upload" in settings.allow)
         self.ensembles = Ensembles(table, recorder, journal, start)
         self.declare: Declare = lambda name, routing: None
-        self.on_ready: Callable[[Loadable], None] = lambda loadable: None  # told of each version that serves from now on
-        self._serving = Serving(table, recorder, journal)
+        self.on_ready: Callable[[Loadable], None] = lambda loadable: None  # told of each version that was loaded
         self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -67,7 +69,7 @@ class Versions:
     async def find(self, name: str, wish: Wish) -> tuple[Override, Listing]:
         """What is to hold for a model, and the model with that. Raises Unavailable."""
         override = await self.loader.run(self.overrides.kept, name, wish)
-        store = Store(override.place) if override.place else self._store
+        store = Store(override.place) if override.place else self.store
         try:
             return override, await self.loader.run(store.find, name, override.values)
         except ConfigError as error:
@@ -83,7 +85,7 @@ class Versions:
         """Serve what the repository offers of one model, then take down what it no longer does; version → reason of what can't be served.
         What is no longer offered goes on until something else serves."""
         faults = {problem.version: self.notices.fault(name, problem.version, problem.reason) for problem in listing.problems}
-        offered = [(self.precisions.over(entry), version) for entry in listing.entries for version in entry.versions]
+        offered = [(entry, version) for entry in listing.entries for version in entry.versions]
         for entry in listing.entries:
             self.declare(name, entry.routing)
             for warning in entry.warnings:
@@ -109,26 +111,65 @@ class Versions:
         gone = old.serving if old is not None else None
         if old is not None and gone is not None and self._marks.get((entry.name, version)) == mark:
             old.reason = old.note
-            return ""
+            return await self.settle(old)
         if gone is None:
             self.announce(entry.name, version, wanted=True)
         try:
-            loadable, opened = await self.loader.open(entry, version)
+            served = await self._opened(entry, version, fresh=gone is None)
         except ModelDefect as error:
             return self.notices.fault(entry.name, version, str(error))
-        if gone is not None and gone.key.precision != loadable.spec.precision:
-            self._recorder.close(gone.key)  # its labels end with it
         self._marks[entry.name, version] = mark
+        if old is not None and gone is not None:
+            self._close_figures(old, served)
+        if served is not None:
+            self.residents.serving.show(served)
+            self.residents.serving.attend(served)
+            self.notices.ready(served)
+        if old is not None and gone is not None:
+            await self.residents.withdraw(old, self._settings.drain_timeout)
+        return ""
+
+    async def settle(self, served: ServedVersion) -> str:
+        """Have a version that serves answer in the precision that is wanted now; why it can't, "" once it does."""
+        wanted = self.choices.wanted(served.model, served.version, served.offered)
+        if wanted not in served.variants:
+            return ""
+        try:
+            self.residents.activate(await self.residents.ready(served, wanted))
+        except ModelDefect as error:
+            return self.notices.told(str(error))
+        return ""
+
+    async def _opened(self, entry: Entry, version: str, *, fresh: bool) -> ServedVersion | None:
+        """A version in the precision that is wanted; None for an ensemble, which looks after itself. Raises ModelDefect. Where nothing
+        serves yet and what was chosen can't be loaded, it's opened as its configuration says."""
+        offered = await self.loader.run(precisions_of, entry, version, self._settings)
+        wanted = self.choices.wanted(entry.name, version, offered)
+        note = ""
+        try:
+            loadable, opened = await self.loader.open(in_precision(entry, wanted), version)
+        except ModelDefect as error:
+            if not fresh or wanted in offered[:1] or not offered:
+                raise
+            note = self.notices.told(f"not served in {wanted} as was chosen: {error}")
+            self._journal.lifecycle("choice_not_served", level="warning", model=entry.name, version=version, reason=str(error))
+            loadable, opened = await self.loader.open(in_precision(entry, offered[0]), version)
         if opened is None:
             self.ensembles.add(loadable)
-        else:
-            unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
-            self.notices.ready(served := self._serving.serve(loadable, opened, unpadded))
-            self.admissions.renew(served)
-            self.on_ready(loadable)
-        if old is not None and gone is not None:
-            await self.loader.retire(old, self._settings.drain_timeout)
-        return ""
+            return None
+        served = await self.residents.begin(entry, loadable, opened, self.choices.pins(entry.name))
+        served.offered = offered or (loadable.spec.precision,)
+        served.reason = "; ".join(filter(None, (served.note, note)))
+        self.on_ready(loadable)
+        return served
+
+    def _close_figures(self, old: ServedVersion, new: ServedVersion | None) -> None:
+        """End the series of the precisions that the version no longer has, and what gauges show of the others."""
+        front = old.serving
+        names = {*old.variants, *([front.key.precision] if front is not None else [])}
+        kept = new.variants.keys() if new is not None else set()
+        for name in names:
+            (self._recorder.rest if name in kept else self._recorder.close)(ModelKey(old.model, old.version, name))
 
     def forget(self, name: str, version: str) -> None:
         """Have a version loaded again though its files are the same: something else that it depends on isn't."""
@@ -139,8 +180,8 @@ class Versions:
         front = served.serving
         if front is not None:
             self._table.put(ServedVersion(served.model, served.version, State.UNLOADING, platform=served.platform, leaving=served))
-            await self.loader.retire(served, self._settings.drain_timeout)
-            self._recorder.close(front.key)
+            await self.residents.withdraw(served, self._settings.drain_timeout)
+            self._close_figures(served, None)
             self._recorder.ring.routing((monotonic(), served.model, served.version, UNLOADED))
             self._journal.lifecycle("model_unloaded", model=served.model, version=served.version)
         self._marks.pop((served.model, served.version), None)

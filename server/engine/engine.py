@@ -267,10 +267,15 @@ class Engine:
     def overdue(self, now: float) -> list[Ticket]:
         return self._queue.overdue(now)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not (self._running or self._queue.rows or self.supervisor.busy)
+
     async def drain(self) -> None:
         """Refuse new requests and wait until all that wait have been answered."""
         self._open = False
-        while self._running or self._queue.rows or self.supervisor.busy:
+        while not self.idle:
             await asyncio.sleep(DRAIN_POLL)
 
     def abandon(self) -> None:

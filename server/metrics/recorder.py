@@ -56,10 +56,16 @@ class Recorder:
         rest, gone = self._rest
         if key in rest:
             self._rest = ({other: each for other, each in rest.items() if other != key}, merged(OTHER, (gone, rest[key])))
-        gone_labels = set(zip(("model", "version", "precision"), key, strict=True))
+        self._forget(lambda labels: labels <= set(zip(MODEL_LABELS, key, strict=True)))
+
+    def rest(self, key: ModelKey) -> None:
+        """One precision of a version isn't loaded any more: what its gauges read is gone. Its counts stay and go on where it comes back."""
+        self._forget(lambda labels: labels == set(zip(MODEL_LABELS, key, strict=True)))
+
+    def _forget(self, whose: Callable[[set[tuple[str, str]]], bool]) -> None:
         for gauge in list(self._gauges):
             labels = {label for label in gauge[1] if label[0] in MODEL_LABELS}
-            if labels <= gone_labels and any(name == "version" for name, _ in labels):  # what is of a whole model isn't the version's
+            if whose(labels) and any(name == "version" for name, _ in labels):  # what is of a whole model isn't the version's
                 del self._gauges[gauge]
 
     def unrouted(self, reason: str) -> None:

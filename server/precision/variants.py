@@ -16,6 +16,8 @@ from server.precision.ladder import Cost, Rung, Skip
 FIRST_PIN = 300.0  # seconds that a variant is pinned out for; each time it's twice as long
 LONGEST_PIN = 86400.0  # and after as long without another pin it's the first time again
 
+EXACTNESS = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "int8", "int4")
+
 K = TypeVar("K")
 
 
@@ -47,6 +49,8 @@ class Event(StrEnum):
     WITHDRAW = "it's unloaded"
 
 
+LOADED = frozenset((State.WARM, State.ACTIVE, State.DRAINING))
+"""States in which it can answer."""
 RESIDENT = frozenset((State.LOADING, State.WARM, State.ACTIVE, State.DRAINING))
 """States in which it holds memory. What is pinned out gives it back once its last batch is answered."""
 
@@ -161,6 +165,11 @@ def make_room(holdings: Iterable[Holding[K]], need: int, budget: int) -> Room[K]
             evict.append(holding.key)
             over -= holding.memory
     return Room(short=over) if over > 0 else Room(tuple(evict))
+
+
+def most_exact_first(names: Iterable[str]) -> list[str]:
+    """The precisions in the order of what they keep; those that aren't known last, as they came."""
+    return sorted(names, key=lambda name: EXACTNESS.index(name) if name in EXACTNESS else len(EXACTNESS))
 
 
 def diagram() -> str:

@@ -83,6 +83,23 @@ def describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         raise ModelDefect(f"{error.filename or entry.path}: can't be read: {error.strerror or error}") from error
 
 
+def precisions_of(entry: Entry, version: str, settings: Settings) -> tuple[str, ...]:
+    """The precisions that a version has where it's to run, that first which its configuration asks for; none where only the file tells.
+    No file but the configuration and the manifest is read. Raises ModelDefect."""
+    config = read_model_config(entry.path, entry.over)
+    path = entry.path / version / MANIFEST_NAME
+    if config.emulate is not None:
+        names = config.emulate.have
+    elif config.python is not None or config.ensemble is not None or not path.exists():
+        return ()
+    else:
+        device = config.lanes.device or settings.lanes.device
+        found = [variant.precision for variant in read_manifest(path).variants if variant.engine is None and _runs_on(variant, device)]
+        names = tuple(sorted(dict.fromkeys(found), key=lambda name: name != "fp32"))
+    first = config.precision.first or next(iter(names), "")
+    return tuple(dict.fromkeys((first, *names))) if first in names else names
+
+
 def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     folder = entry.path / version
     if not folder.is_dir():

@@ -11,6 +11,7 @@ from server.errors import ModelUnavailable, NotFound
 from server.messages import InferRequest
 from server.metrics.figures import Figures
 from server.protocol.head import MAX_NAME
+from server.router.precise import precise
 from server.router.rules import choose
 from server.router.table import Front, ServedVersion, ServingTable
 from server.router.traffic import Traffic
@@ -66,6 +67,20 @@ class Router:
             raise self._refusal(model, "", None)
         request.version = choice.version
         return Route(front, choice.version, choice.reason)
+
+    def precise(self, request: InferRequest, route: Route) -> Route:
+        """Who answers a request that asks for a precision. Raises InvalidRequest, ModelUnavailable."""
+        entry = self._table.version(request.model, route.version)
+        if entry is None:
+            raise self._refusal(request.model, route.version, None)
+        front, reason = precise(entry, request.parameters)
+        return Route(front, route.version, reason)
+
+    def figures_in(self, model: str, version: str, precision: str) -> Figures | None:
+        """Where a request is counted that this precision answered, None where the version has none of it."""
+        entry = self._table.version(model, version)
+        variant = entry.variants.get(precision) if entry is not None else None
+        return variant.figures if variant is not None else None
 
     def figures(self, model: str, version: str) -> Figures | None:
         """Where a request of this model and version is counted, None where it never reached a version."""

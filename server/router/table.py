@@ -12,6 +12,7 @@ from server.engine.engine import Engine
 from server.messages import CancelHandle, InferRequest, ModelKey, OnResponse
 from server.metrics.figures import Figures
 from server.metrics.statistics import Memory
+from server.precision.variants import Variant
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
 from server.tensors import TensorSpec
@@ -43,13 +44,29 @@ class Front(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class ServedVariant(Variant):
+    """One precision of a served version. `served` is the version as it serves in this one: there while it's loaded, in the table while
+    it's active. `figures` are what it did, since it was first loaded; `holders` are those who asked that it stay so."""
+
+    served: ServedVersion | None = None
+    figures: Figures | None = None
+    holders: int = 0
+
+    @property
+    def engine(self) -> Engine | None:
+        """What runs it, None where it isn't loaded."""
+        return None if self.served is None else self.served.engine
+
+
+@dataclass(slots=True, eq=False)
 class ServedVersion:
     """One version of a model. `reason` says why it is as it is; `engine` is there only while READY; `lanes` says which and why.
-    `front` takes the requests in the engine's place where there's one.
+    `front` takes the requests in the engine's place where there's one. `variants` are its precisions by name, the same object for all of
+    them, and the most exact first; `offered` are their names, that first which its model.yaml asks for.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
-    is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load. `note` is what `reason` says while
-    all is well, `leaving` the version as it served while it answers its last requests."""
+    is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load, which took `load_seconds`. `note` is what
+    `reason` says while all is well, `leaving` the version as it served while it answers its last requests."""
 
     model: str
     version: str
@@ -66,7 +83,10 @@ class ServedVersion:
     leaving: ServedVersion | None = None
     device: str = "cpu"
     memory: tuple[Memory, ...] = ()
+    load_seconds: float = 0.0
     front: Front | None = None
+    variants: dict[str, ServedVariant] = field(default_factory=dict)
+    offered: tuple[str, ...] = ()
 
     @property
     def serving(self) -> Front | None:
@@ -128,6 +148,13 @@ class ServingTable:
 
     def versions(self, model: str) -> list[ServedVersion]:
         return list(self._models.get(model, {}).values())
+
+
+def engines_of(served: ServedVersion) -> list[Engine]:
+    """The engines of all variants that are loaded. Any thread."""
+    loaded = [variant.engine for variant in served.variants.copy().values()]
+    found = [engine for engine in loaded if engine is not None]
+    return found or ([served.engine] if served.engine is not None else [])
 
 
 def _ordinal(version: str) -> int:

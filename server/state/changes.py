@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from time import time
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from server.config import Settings
 from server.errors import ConfigError, Unavailable
 from server.logs import Journal
-from server.state.base import Event, StateStore
+from server.state.base import Document, Event, StateStore
 from server.state.events import Events
 from server.state.memory import MemoryState
 from server.state.news import News, Watching
@@ -54,9 +55,13 @@ class Changes:
         self.events = events
         self._journal = journal
 
+    async def keep(self, room: str, key: str, document: Document | None, event: Event) -> None:
+        """Have a document hold from now on, and over a restart (None: no longer), and log why. Raises Unavailable; nothing changed then."""
+        await self.events.write(room, key, document, replace(event, at=time()))
+
     async def note(self, event: Event) -> None:
         """Log an event as of now."""
-        event = Event(time(), event.who, event.what, event.model, event.was, event.now, event.why)
+        event = replace(event, at=time())
         try:
             await self.events.append(event)
         except Unavailable as error:

@@ -150,7 +150,7 @@ async def test_a_hit_is_the_same_to_the_bit_and_runs_nothing(tmp_path: Path) -> 
         assert again.json()["id"] == "mine"
         assert (await ask(app, infer_json("m", x(1, 3)))).json()["outputs"][0]["shape"] == [3, 4]  # however it's asked
         assert front(app)._engine.offered_rows == before
-        assert (front(app).hits, front(app).misses) == (2, 1)
+        assert (front(app).answers.hits, front(app).answers.misses) == (2, 1)
         figures = app.router.figures("m", "")
         assert figures is not None
         assert sum(figures.duration[:-1]) == 3
@@ -178,7 +178,7 @@ async def test_outputs_are_those_asked_for_in_their_order(tmp_path: Path) -> Non
                 body = {"inputs": entries, "outputs": [{"name": name} for name in names]}
                 found = (await ask(app, http("/v2/models/m/infer", _json(body)))).json()["outputs"]
                 assert [output["name"] for output in found] == names
-        assert (front(app).hits, front(app).misses) == (4, 2)
+        assert (front(app).answers.hits, front(app).answers.misses) == (4, 2)
 
 
 def _json(body: Any) -> bytes:
@@ -190,7 +190,7 @@ async def test_tenants_do_not_share(tmp_path: Path) -> None:
     async with running(tmp_path) as app:
         for tenant in ("a", "b", "a", "b"):
             assert (await ask(app, infer_json("m", x(1), {"x-tidegate-tenant": tenant}))).status == 200
-        assert (front(app).hits, front(app).misses) == (2, 2)
+        assert (front(app).answers.hits, front(app).answers.misses) == (2, 2)
 
 
 async def test_what_is_refused_or_explained_is_not_kept(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ async def test_what_is_refused_or_explained_is_not_kept(tmp_path: Path) -> None:
             assert (await ask(app, infer_json("m", np.zeros((1, 7), np.float32)))).status == 400
             explained = (await ask(app, infer_json("m", x(1), parameters={"explain": True}))).json()
             assert explained["parameters"]["close_reason"] == "idle"
-        assert (front(app).hits, front(app).misses, len(front(app).answers)) == (0, 0, 0)
+        assert (front(app).answers.hits, front(app).answers.misses, len(front(app).answers)) == (0, 0, 0)
 
 
 async def test_texts_and_what_is_large(tmp_path: Path) -> None:
@@ -210,10 +210,10 @@ async def test_texts_and_what_is_large(tmp_path: Path) -> None:
         for words in (["a", "bc"], ["ab", "c"]) * 2:
             body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "BYTES", "data": words}]}
             assert (await ask(app, http("/v2/models/m/infer", _json(body)))).json()["outputs"][0]["data"] == words
-        assert (front(app).hits, front(app).misses) == (2, 2)
+        assert (front(app).answers.hits, front(app).answers.misses) == (2, 2)
         for _ in range(2):
             assert (await ask(app, infer_binary("wide", np.ones((1, 300_000), np.float32)))).status == 200
-        assert (front(app, "wide").hits, front(app, "wide").misses) == (0, 0)
+        assert (front(app, "wide").answers.hits, front(app, "wide").answers.misses) == (0, 0)
 
 
 @pytest.mark.parametrize("more", ["sequence: {state: [{input: x, output: y}]}", "decoupled: true"])

@@ -69,12 +69,13 @@ async def test_under_load_nothing_fails_and_nothing_mixes(tmp_path: Path, kind: 
         for precision in ("int8", "fp16", "fp32", "int8"):
             answer = await switch(app, precision)
             assert answer.status == 200, answer.body
-            assert answer.json()["versions"] == [{"version": "1", "active": precision, "available": list(PRECISIONS)}]
+            said = answer.json()["versions"][0]
+            assert (said["version"], said["active"], said["available"]) == ("1", precision, list(PRECISIONS))
             before = len(seen)
             async with asyncio.timeout(20):
                 while len(seen) < before + 20:
                     await asyncio.sleep(0.001)
-            assert set(seen[before + 4 :]) == {precision}  # the four that were under way may be the old one's
+            assert sum(name != precision for name in seen[before:]) <= 4  # that were under way: the old one's
         done.set()
         await asyncio.gather(*clients)
     assert set(seen) == set(PRECISIONS)
@@ -178,7 +179,7 @@ async def test_it_is_for_those_who_may_control(tmp_path: Path, method: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "check"),
     [
-        (("show", "net"), lambda out: "fp32, fp16, int8" in out and "as the model's own configuration says" in out),
+        (("show", "net"), lambda out: all(name in out for name in PRECISIONS) and "as the model's own configuration says" in out),
         (("set", "net", "int8"), lambda out: "chosen by an operator: int8" in out),
         (("set", "net", "int8", "--json"), lambda out: json.loads(out)["versions"][0]["active"] == "int8"),
         (("clear", "net"), lambda out: "as the model's own configuration says" in out),

@@ -10,12 +10,11 @@ from server.controlplane import ControlPlane
 from server.edges.extensions.route import JSONResponse, allowing, json_object
 from server.errors import InvalidRequest
 from server.gate import Gate, Operation
-from server.state.changes import Changes
 
 PATH = "/admin/models/{model}/admission"
 
 
-def add_admission(app: FastAPI, gate: Gate, control: ControlPlane, changes: Changes) -> None:
+def add_admission(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
     """Add the routes to the app of build_rest, which turns errors into answers."""
     allow, admissions = allowing(gate), control.admissions
 
@@ -27,14 +26,14 @@ def add_admission(app: FastAPI, gate: Gate, control: ControlPlane, changes: Chan
     @app.put(PATH, tags=["admin"], summary='Shed lower priorities for a while: `{"min_priority": 1, "ttl_s": 60}`')
     async def shed(model: str, request: Request) -> Response:
         who = allow(request, Operation.ADMISSION).name
-        await changes.note(admissions.set(model, *_wished(await json_object(request)), who))
+        await admissions.set(model, *_wished(await json_object(request)), who)
         return JSONResponse(admissions.read(model))
 
     @app.delete(PATH, tags=["admin"], summary="Take all priorities again")
     async def clear(model: str, request: Request) -> Response:
         who = allow(request, Operation.ADMISSION).name
         admissions.read(model)
-        await changes.note(admissions.clear(model, who))
+        await admissions.clear(model, who)
         return JSONResponse(admissions.read(model))
 
 

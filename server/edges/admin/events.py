@@ -29,10 +29,11 @@ def add_events(app: FastAPI, gate: Gate, events: Events) -> None:
     async def log(
         request: Request,
         after: Annotated[int, Query(ge=0, lt=2**63, description="Only events with a higher number.")] = 0,
+        follow: Annotated[bool, Query(description="Server-sent events that go on, as with Accept: text/event-stream.")] = False,
         most: Annotated[int, Query(ge=1, le=MOST, description="Events at the most, the oldest first; a stream goes on.")] = MOST,
     ) -> Response:
         allow(request, Operation.EVENTS)
-        if EVENT_STREAM not in request.headers.get("accept", ""):
+        if not follow and EVENT_STREAM not in request.headers.get("accept", ""):
             return JSONResponse({"events": [as_json(event) for event in await events.since(after, most)]})
         await events.since(after, 0)  # what can't be read is said by the status
         seen = request.headers.get("last-event-id", "")

@@ -6,12 +6,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
+from server.control.precision.precisions import ASKED
 from server.controlplane import ControlPlane
 from server.edges.extensions.route import JSONResponse, allowing, json_object
 from server.errors import InvalidRequest
 from server.gate import Gate, Operation
 
 PATH = "/admin/models/{model}/precision"
+PINS = PATH + "/pins/{precision}"
 
 
 def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
@@ -21,19 +23,31 @@ def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
     @app.get(PATH, tags=["admin"], summary="What a model runs in, and what it could")
     async def precision(model: str, request: Request) -> Response:
         allow(request, Operation.PRECISION)
-        return JSONResponse(_precisions(control, model))
+        return JSONResponse(control.precisions.read(model))
 
     @app.put(PATH, tags=["admin"], summary='Switch a model\'s precision: `{"active": "int8"}`')
     async def switch(model: str, request: Request) -> Response:
         who = allow(request, Operation.PRECISION).name
         await control.switch(model, _wished(await json_object(request)), who)
-        return JSONResponse(_precisions(control, model))
+        return JSONResponse(control.precisions.read(model))
 
     @app.delete(PATH, tags=["admin"], summary="Go back to the precision of the model's own configuration")
     async def clear(model: str, request: Request) -> Response:
         who = allow(request, Operation.PRECISION).name
         await control.switch(model, None, who)
-        return JSONResponse(_precisions(control, model))
+        return JSONResponse(control.precisions.read(model))
+
+    @app.put(PINS, tags=["admin"], summary='Have a precision not answer for a while: `{}` or `{"why": …}`')
+    async def pin(model: str, precision: str, request: Request) -> Response:
+        who = allow(request, Operation.PRECISION).name
+        await control.pin_out(model, precision, who, _why(await json_object(request)))
+        return JSONResponse(control.precisions.read(model))
+
+    @app.delete(PINS, tags=["admin"], summary="Let a precision answer again")
+    async def unpin(model: str, precision: str, request: Request) -> Response:
+        who = allow(request, Operation.PRECISION).name
+        await control.unpin(model, precision, who)
+        return JSONResponse(control.precisions.read(model))
 
 
 def _wished(said: dict[str, Any]) -> str:
@@ -42,7 +56,7 @@ def _wished(said: dict[str, Any]) -> str:
     return said["active"]
 
 
-def _precisions(control: ControlPlane, model: str) -> dict[str, Any]:
-    rows = control.precisions.rows(model)
-    versions = [{"version": row.version, "active": row.active, "available": list(row.available)} for row in rows]
-    return {"model": model, "chosen": control.precisions.chosen(model), "versions": versions}
+def _why(said: dict[str, Any]) -> str:
+    if said.keys() - {"why"} or not isinstance(said.get("why", ""), str):
+        raise InvalidRequest(f'expected {{}} or {{"why": TEXT}}, got {str(said)[:100]}')
+    return said.get("why") or ASKED

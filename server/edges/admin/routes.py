@@ -18,5 +18,5 @@ def add_admin(app: FastAPI, gate: Gate, ring: Ring, control: ControlPlane, chang
     """Add /admin to the app of build_rest, which turns errors into answers."""
     add_incident(app, gate, ring)
     add_precision(app, gate, control)
-    add_admission(app, gate, control, changes)
+    add_admission(app, gate, control)
     add_events(app, gate, changes.events)

@@ -125,6 +125,12 @@ class Precision(_Section):
     down_cool: Seconds = Field(default=2.0, description="Least time from any step to one down.")
     up_cool: Seconds = Field(default=30.0, description="Least time from any step to one up.")
     calm: Seconds = Field(default=10.0, description="Time for which there must have been room before a step up.")
+    keep: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_RUNGS,
+        description="Other precisions that stay loaded once they answered, the latest first, so that going back to one loads nothing.",
+    )
     guard: Guard | None = Field(default=None, description="Compares answers with FP32's and falls back; none where it's left out.")
 
     @model_validator(mode="before")

@@ -16,7 +16,7 @@ from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.router.evidence import Arm, Evidence, Sums
 from server.router.fleet import Alone
-from server.router.replicas import Replicas, fleet_of
+from server.router.live.replicas import Replicas, fleet_of
 from server.state.base import Event
 from server.state.changes import events_of
 from server.state.events import Events

@@ -22,6 +22,7 @@ import pytest
 
 from server.control.routing.following import Move, move
 from server.control.routing.trial import Kind, State, Trial
+from server.errors import ConfigError
 from server.router.canary import Plan
 from server.router.experiment import Guard
 from tests.server.routing.rollout import labels_model, place_pair
@@ -233,18 +234,15 @@ async def test_a_redis_that_lost_everything_leaves_the_baseline_for_good(tmp_pat
         await both_at((one, other), {"1", "2"})
 
 
-async def test_a_server_that_comes_up_before_its_redis_is_ready_once_it_has_read_it(tmp_path: Path) -> None:
+async def test_a_server_does_not_start_without_its_redis(tmp_path: Path) -> None:
+    """It can't know the baselines, nor what operators set: whoever starts it tries again."""
     place_pair(tmp_path / "models", "m", labels_model)
     (tmp_path / "redis").mkdir()
     with redis_server(tmp_path / "redis") as redis:
         redis.kill()
-        async with running(tmp_path / "models", state=redis.url, log_level="error") as app:
-            assert app.control.ready()
-            assert not app.ready()
-            redis.start()
-            async with asyncio.timeout(PATIENCE):
-                while not app.ready():
-                    await asyncio.sleep(0.02)
+        with pytest.raises(ConfigError, match=f"what operators set can't be read.*127.0.0.1:{redis.port}"):
+            async with running(tmp_path / "models", state=redis.url, log_level="error"):
+                raise AssertionError("it's up")
 
 
 async def is_so(server: Server, name: str, value: object) -> bool:

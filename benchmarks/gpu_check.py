@@ -72,6 +72,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
                 {
                     "an engine, built and run at every number of rows": gpu_parts.tensorrt_engine,
                     "an engine whose file was cut short is refused": gpu_parts.tensorrt_refuses,
+                    "an engine built by the command that the server starts": gpu_parts.server_built_engine,
                     "onnxruntime's TensorRT provider and its cache": gpu_parts.onnxruntime_tensorrt,
                 },
             ),

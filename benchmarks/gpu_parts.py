@@ -18,9 +18,13 @@ from exporters.formats.trt_build import Settings, build
 from server.backends.base import Backend, VariantSpec
 from server.backends.nvidia.cuda import Gpu
 from server.backends.registry import backend_named
+from server.config import Engines
+from server.control.engines.child import COMMAND, run_build
 from server.errors import ModelDefect
 from server.lanes.opening import LanePlan, open_lanes
-from server.repository.manifest import file_sha256
+from server.repository.devices.engines import Wanted, choose_engine
+from server.repository.manifest import MANIFEST_NAME, Manifest, Parity, Source, TensorEntry, Variant, file_sha256
+from server.repository.model_config import Batching
 from server.tensors import Tensor, TensorSpec
 
 DEVICE = "cuda:0"
@@ -152,6 +156,49 @@ def tensorrt_engine(gpu: Gpu, folder: Path) -> str:
     plan.write_bytes(built.plan)
     found = _compared(VariantSpec("check", "1", "fp32", "trt", plan, device=DEVICE), path)
     return f"TensorRT {built.facts.tensorrt}, {len(built.plan)} bytes in {built.facts.build_seconds} s; {found}"
+
+
+def server_built_engine(gpu: Gpu, folder: Path) -> str:
+    """The command that the server starts builds and proves an engine of an entry, and the server finds it fit to serve."""
+    entry = folder / "models" / "check" / "1"
+    entry.mkdir(parents=True)
+    file = _network(entry)
+    variant = _exported_variant(file)
+    source = Source(kind="onnx", factory="gpu-check")
+    manifest = Manifest(model="check", created="now", source=source, tools={}, variants=(variant,))
+    (entry / MANIFEST_NAME).write_text(manifest.model_dump_json())
+    wanted = Wanted(entry, manifest, variant, DEVICE, Batching(max_rows=MOST_ROWS))
+    settings = Engines(cache=folder / "engines", build=True)
+    ordered = choose_engine(wanted, settings).build
+    if ordered is None:
+        raise CheckFailed("the server asks for no engine")
+    if fault := asyncio.run(run_build(ordered, COMMAND, 300.0)):
+        raise CheckFailed(fault)
+    choice = choose_engine(wanted, settings)
+    if choice.engine is None or choice.folder is None:
+        raise CheckFailed(f"the server doesn't take the engine: {choice.why}")
+    plan = choice.folder / choice.engine.file
+    return _compared(VariantSpec("check", "1", "fp32", "trt", plan, device=DEVICE), file)
+
+
+def _exported_variant(file: Path) -> Variant:
+    tensors = [(TensorEntry(name=name, datatype="FP32", shape=(-1, width)),) for name, width in (("x", WIDTH), ("y", CLASSES))]
+    proof = Parity(samples=1, batch_sizes=(1,), max_abs=0.0, mean_abs=0.0, cosine_min=1.0, tolerance=CLOSE["fp32"])
+    return Variant(
+        file=file.name,
+        sha256=file_sha256(file),
+        size=file.stat().st_size,
+        precision="fp32",
+        backend="onnxruntime",
+        target="tensorrt",
+        opset=17,
+        optimization_level=2,
+        nodes={},
+        operators={},
+        inputs=tensors[0],
+        outputs=tensors[1],
+        parity=proof,
+    )
 
 
 def tensorrt_refuses(gpu: Gpu, folder: Path) -> str:

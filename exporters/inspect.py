@@ -10,7 +10,7 @@ from rich.table import Table
 
 from exporters.optimize.choose import speed_up
 from exporters.parity.report import pruning_line
-from server.repository.manifest import Manifest, Parity, Variant
+from server.repository.manifest import Engine, Manifest, Parity, Variant
 
 
 def manifest_table(manifest: Manifest) -> Table:
@@ -63,6 +63,10 @@ def _variant_lines(variant: Variant) -> list[str]:
     lines.append(
         f"  proved on {parity.samples} rows against {parity.reference}, by {parity.runtime or 'unknown'} on {parity.device or 'unknown'}"
     )
+    if variant.engine:
+        lines += _engine_lines(variant.engine)
+    if variant.unproven:
+        lines.append(f"  unproven on a GPU: {variant.target}'s own kernels may answer otherwise")
     if held := variant.memory:
         lines.append(
             f"  {decimal(held.peak)} at most in a process that serves {held.rows} rows, {decimal(held.bare)} before it opened the file"
@@ -72,6 +76,15 @@ def _variant_lines(variant: Variant) -> list[str]:
     if task:
         lines.append(f"  {task.metric} {task.value:.4f} on {task.rows} labelled rows, {task.reference:.4f} in FP32")
     return lines
+
+
+def _engine_lines(engine: Engine) -> list[str]:
+    """Where an engine runs, and the rows that each of its profiles takes."""
+    where = f"  for compute capability {engine.compute_capability}, built on {engine.gpu} in {engine.build_seconds:g} s"
+    version = f"TensorRT {engine.tensorrt}{' and later' if engine.version_compatible else ' alone'}, a driver for CUDA {engine.driver}"
+    spans = [[bounds.least[0], bounds.greatest[0]] for profile in engine.profiles for bounds in list(profile.values())[:1] if bounds.least]
+    rows = ", ".join(f"{least} to {most}" for least, most in spans)
+    return [f"{where}; {version}", f"  takes {rows} rows, at builder level {engine.builder_level}, from ONNX {engine.onnx_sha256[:12]}"]
 
 
 def _memory(variant: Variant) -> str:

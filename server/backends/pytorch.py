@@ -71,7 +71,8 @@ class PyTorchBackend:
         if spec.path.suffix not in SUFFIXES or not spec.path.is_file():
             raise ModelDefect(f"{spec.path}: no such file; expected one of torch.export (.pt2) or TorchScript (.pt)")
         if spec.precision not in PRECISIONS:
-            raise ModelDefect(f"{spec.path}: precision {spec.precision!r}: expected {' or '.join(PRECISIONS)}, which is autocast")
+            why = "; a T4 has no BF16: ask for fp16" if spec.precision == "bf16" else ""
+            raise ModelDefect(f"{spec.path}: precision {spec.precision!r}: expected {' or '.join(PRECISIONS)}, which is autocast{why}")
         _check_torch(spec)
         program = _exported(spec) if spec.path.suffix == ".pt2" else _scripted(spec)
         return cls(spec, program)

@@ -28,6 +28,9 @@ MIN_MEMORY = 512 << 20
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 EXTRAS = ("cpu", "gpu", "export", "monitor", "loadtest")
 CGROUP = Path("/sys/fs/cgroup")
+REFERRAL = "; `tidegate doctor` says what the GPU lacks"
+"""How errors of the backends end, which here would go round in a circle."""
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError, psutil.Error)
 """What the calls of a probe may raise; runtimes and drivers, which raise anything, are asked in another process or by their own class."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*?)\s*(?:;\s*(.*))?")
@@ -68,6 +71,7 @@ def examine() -> Report:
         ("runtime", runtimes),
         ("runtime", lambda: [cpu, _expected(gpu)]),
         ("gpu", driver),
+        ("gpu", libraries),
         ("extras", extras),
     ]
     findings = [finding for area, probe in probes for finding in safely(area, probe)]
@@ -152,14 +156,16 @@ def runtimes() -> Iterator[Finding]:
     listed, _, real = done.stdout.partition("\n")
     yield Finding("runtime", "Providers listed", "note", f"{listed} (built in; listed isn't usable)")
     yield Finding("runtime", "Providers with a device", "note", real or "not told by this onnxruntime")
+    if TENSORRT_PROVIDER in listed:
+        yield _expected(run_on("tensorrt", "A model by TensorRT"))
 
 
-def run_on(device: str) -> Finding:
-    """Whether a small model runs on `device` and answers right."""
-    done = trial(device)
+def run_on(device: str, name: str = "") -> Finding:
+    """Whether a small model runs on `device` and answers right; "tensorrt" is onnxruntime's provider of that on the first GPU."""
+    done, name = trial(device), name or f"A model on {device}"
     if done.returncode:
-        return Finding("runtime", f"A model on {device}", "failure", *_reason(done))
-    return Finding("runtime", f"A model on {device}", "ok", f"runs, {done.stdout.strip()}")
+        return Finding("runtime", name, "failure", *_reason(done))
+    return Finding("runtime", name, "ok", f"runs, {done.stdout.strip()}")
 
 
 def trial(question: str) -> subprocess.CompletedProcess[str]:
@@ -181,7 +187,7 @@ def _reason(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
         advice = "the installed build doesn't fit this machine's CPU or driver; reinstall it"
         return f"the process was killed by signal {-done.returncode}", advice
     last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    return re.sub(r"^\S*double\.onnx: ", "", last), ""
+    return re.sub(r"^\S*double\.onnx: ", "", last).removesuffix(REFERRAL), ""
 
 
 def _expected(gpu: Finding) -> Finding:
@@ -200,6 +206,21 @@ def driver() -> Iterator[Finding]:
         smi = shutil.which("nvidia-smi")
         traces = [part for part in (module, f"nvidia-smi at {smi}" if smi else "") if part]
         yield Finding("gpu", "NVIDIA driver", "note", "; ".join(traces) or "no sign of one: GPUs can't be used here")
+
+
+def libraries() -> Iterator[Finding]:
+    """CUDA and TensorRT as the backends for GPUs find them, which may differ from what onnxruntime brings. That they aren't there is no
+    fault where no GPU was asked for by installing the build for it."""
+    done = trial("libraries")
+    if done.returncode:
+        yield Finding("gpu", "CUDA and TensorRT", "note", *_reason(done))
+        return
+    for line in done.stdout.splitlines():
+        name, state, seen = line.split("\t", 2)
+        seen = seen.removesuffix(REFERRAL)
+        finding = Finding("gpu", name, "ok" if state == "ok" else "failure", seen)
+        yield _expected(finding)
+    yield Finding("gpu", "Proof", "note", "tidegate's code for GPUs is unproven on a GPU, but for what docs/proofs/ holds (make gpu-check)")
 
 
 def nvml_findings() -> list[Finding]:

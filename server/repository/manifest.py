@@ -209,6 +209,11 @@ class Variant(_Part):
     engine: Engine | None = None
 
     @property
+    def unproven(self) -> bool:
+        """Whether it's for a GPU and was proved on another device only."""
+        return self.target != "cpu" and self.engine is None
+
+    @property
     def content(self) -> str:
         """What tells it from every other: the file's SHA-256, and that of the weights beside it."""
         return f"{self.sha256} {self.data.sha256}" if self.data else self.sha256

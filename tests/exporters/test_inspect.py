@@ -9,8 +9,8 @@ from pathlib import Path
 import jsonschema
 from rich.console import Console
 
-from exporters.inspect import manifest_table
-from server.repository.manifest import Latency, Manifest, Memory, json_schema, read_manifest
+from exporters.inspect import manifest_lines, manifest_table
+from server.repository.manifest import Bounds, Engine, Latency, Manifest, Memory, json_schema, read_manifest
 from tests.server.models import place_with_manifest
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "manifest.json"
@@ -52,3 +52,31 @@ def test_the_schema_is_up_to_date() -> None:
 def test_manifests_fit_the_schema(tmp_path: Path) -> None:
     path = place_with_manifest(tmp_path, "net") / "1" / "manifest.json"
     jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(json.loads(path.read_text()))
+
+
+def test_what_is_for_a_gpu_and_was_not_proved_there_is_called_so(tmp_path: Path) -> None:
+    manifest = read_manifest(place_with_manifest(tmp_path, "net", ("fp32", "fp16")) / "1" / "manifest.json")
+    first, second = manifest.variants
+    cast = second.model_copy(update={"target": "cuda"})
+    lines = manifest_lines(manifest.model_copy(update={"variants": (first, cast)}))
+    assert [line for line in lines if "unproven" in line] == ["  unproven on a GPU: cuda's own kernels may answer otherwise"]
+
+
+def test_an_engine_says_where_it_runs(tmp_path: Path) -> None:
+    manifest = read_manifest(place_with_manifest(tmp_path, "net") / "1" / "manifest.json")
+    spans = tuple({"x": Bounds(least=(least, 8), likely=(most, 8), greatest=(most, 8))} for least, most in ((1, 8), (9, 64)))
+    engine = Engine(
+        tensorrt="10.16.1.11",
+        gpu="Tesla T4",
+        compute_capability="7.5",
+        driver="13.0",
+        builder_level=3,
+        profiles=spans,
+        onnx_sha256="ab" * 32,
+        build_seconds=61.5,
+    )
+    built = manifest.variants[0].model_copy(update={"engine": engine, "backend": "trt", "target": "tensorrt"})
+    lines = manifest_lines(manifest.model_copy(update={"variants": (built,)}))
+    assert "  for compute capability 7.5, built on Tesla T4 in 61.5 s; TensorRT 10.16.1.11 alone, a driver for CUDA 13.0" in lines
+    assert "  takes 1 to 8, 9 to 64 rows, at builder level 3, from ONNX abababababab" in lines
+    assert not [line for line in lines if "unproven" in line]

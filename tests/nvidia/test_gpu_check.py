@@ -16,6 +16,7 @@ from server.backends.base import VariantSpec
 from server.errors import DeviceLost
 from tests.nvidia import fake_tensorrt
 from tests.nvidia.fake_gpu import FakeGpu
+from tests.server.control.test_engine_builds import EXPORTER
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_part_that_is_none(tmp_path: Path) -> None:
 def test_part_c_proves_itself_on_the_stand_in(tmp_path: Path, gpu: FakeGpu) -> None:
     """Building, running at all rows over two profiles, the refusal, and the file."""
     said: list[str] = []
-    checks = {name: check for name, check in PARTS["c"].checks.items() if "onnxruntime" not in name}  # which needs a real one
+    checks = {name: check for name, check in PARTS["c"].checks.items() if "onnxruntime" not in name and "server" not in name}
     part = replace(PARTS["c"], modules={}, checks=checks)
     lines, passed = run(part, gpu, said.append)
     assert passed, said
@@ -53,6 +54,15 @@ def test_part_c_proves_itself_on_the_stand_in(tmp_path: Path, gpu: FakeGpu) -> N
     assert "Tesla T4, compute capability 7.5, 16384 MiB, driver for CUDA 13.0" in text
     assert text.count("\n1. ") == 2
     assert not gpu.held
+
+
+def test_the_servers_build_proves_itself_on_the_stand_in(tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command of tests/server/control, whose child has stand-ins too."""
+    monkeypatch.setattr(gpu_parts, "COMMAND", EXPORTER)
+    assert "fp32 differs by 0.0e+00" in gpu_parts.server_built_engine(gpu, tmp_path)
+    monkeypatch.setattr(gpu_parts, "COMMAND", ("/bin/sh", "-c", "echo 'error: no memory'; exit 1"))
+    with pytest.raises(CheckFailed, match="no memory"):
+        gpu_parts.server_built_engine(gpu, tmp_path / "again")
 
 
 def test_pinned_copies_on_the_stand_in(tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,7 @@ def test_files_that_are_not_served(tmp_path: Path) -> None:
     torch.save(Linear().state_dict(), tmp_path / "weights.pt")
     assert "can't open it as TorchScript" in refusal(tmp_path / "weights.pt", **DECLARED)
     assert "no such file" in refusal(tmp_path / "none.pt2")
+    assert "a T4 has no BF16: ask for fp16" in refusal(scripted(tmp_path / "good.pt", Linear()), precision="bf16")
     script = scripted(tmp_path / "m.pt", Linear())
     assert "model.yaml must, and inputs.x is missing" in refusal(script)
     assert "and outputs is missing" in refusal(script, inputs=DECLARED["inputs"])

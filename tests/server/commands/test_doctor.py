@@ -81,7 +81,10 @@ def test_what_it_looks_at(here: tuple[int, dict[str, Any]]) -> None:
         "Providers listed",
         "A model on cpu",
         "A model on cuda:0",
+        "CUDA",
+        "TensorRT",
     }
+    assert "unproven on a GPU" in found(here[1], "Proof")["seen"]
 
 
 def test_without_onnxruntime_it_says_what_to_install(tmp_path: Path) -> None:
@@ -227,3 +230,27 @@ def test_the_command_as_a_person_calls_it() -> None:
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
     assert "This machine serves models on" in result.output
+
+
+def test_a_provider_that_is_listed_and_cannot_run_is_told(tmp_path: Path) -> None:
+    """As onnxruntime-gpu does on a machine without a GPU: it lists both, and would run on the CPU without a word."""
+    (tmp_path / "onnxruntime.py").write_text(LISTING)
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    distribution(tmp_path, "onnxruntime-gpu", "1.31.1")
+    _, answer = asked(tmp_path)
+    assert "TensorrtExecutionProvider" in found(answer, "Providers listed")["seen"]
+    for name in ("A model by TensorRT", "A model on cuda:0", "CUDA", "TensorRT"):
+        assert found(answer, name)["state"] == "failure", name
+    assert "libnvinfer.so.10" in found(answer, "TensorRT")["seen"]
+
+
+LISTING = """
+import os, sys
+before = list(sys.path)
+sys.path[:] = [folder for folder in before if os.path.realpath(folder) != os.path.dirname(os.path.realpath(__file__))]
+del sys.modules["onnxruntime"]
+import onnxruntime
+sys.path[:] = before
+onnxruntime.get_available_providers = lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+"""
+"""The installed onnxruntime, which says that it has more providers."""

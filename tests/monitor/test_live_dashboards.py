@@ -47,15 +47,16 @@ MONITOR = 'sources: {targets: ["127.0.0.1:9"], nvml: "off", host: true}\nlisten:
 
 
 def repository(folder: Path) -> Path:
-    """A model in a process lane, one with a cache, one padded, one with state, one guarded, one in two versions, one on a ladder."""
+    """A model in a process lane, one with a cache, one that is padded, one with state, one in two versions, one on a ladder, and one that
+    is guarded."""
     place(folder, "m", identity_model, yaml=PROCESS)
     place(folder, "cached", identity_model, yaml="cache: {max_bytes: 1MiB}\n")
     place(folder, "padded", masked_model, yaml="batching: {pad_axes: {tokens: [1], mask: [1]}}\n")
     place(folder, "stateful", adder_model, yaml=STATE)
-    guarded = place_with_manifest(folder, "guarded", ("fp32", "int8"))
-    (guarded / "model.yaml").write_text("precision: {active: int8, guard: {sample: 100%}}\n")
     for version in ("1", "2"):
         place(folder, "rolled", identity_model, version=version, yaml='routing: {weights: {"1": 100, "2": 0}}\n')
+    guarded = place_with_manifest(folder, "guarded", ("fp32", "int8"))
+    (guarded / "model.yaml").write_text("precision: {active: int8, guard: {sample: 100%}}\n")
     return place_emulated(folder)
 
 

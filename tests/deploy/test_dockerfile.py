@@ -102,8 +102,8 @@ def test_the_gpu_images_packages_are_pinned_to_nvidias_libraries_too() -> None:
 def test_the_server_images_have_no_extra_but_their_own() -> None:
     extras = {name: re.findall(r"\[([a-z,]+)\]", " ".join(stage.all("RUN"))) for name, stage in stages().items() if "packages" in name}
     assert extras == {
-        "cpu-packages": ["cpu"],
-        "gpu-packages": ["gpu"],
+        "cpu-packages": ["cpu,redis"],
+        "gpu-packages": ["gpu,redis"],
         "monitor-packages": ["monitor"],
         "exporter-packages": ["gpu,export"],
     }

@@ -10,7 +10,7 @@ ARG GPU_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE tidegate.py ./
+COPY pyproject.toml constraints.txt constraints-gpu.txt README.md LICENSE tidegate.py ./
 COPY server server
 COPY exporters exporters
 COPY monitor monitor
@@ -35,10 +35,11 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
 
 FROM ${GPU_IMAGE} AS gpu-packages
 COPY --from=wheel /dist /dist
-COPY constraints.txt /src/
+COPY --from=wheel /src/constraints.txt /src/constraints-gpu.txt /src/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
     python3 -m venv /opt/tidegate && \
-    /opt/tidegate/bin/pip install --no-cache-dir --quiet --constraint /src/constraints.txt "$(echo /dist/*.whl)[gpu,redis]" && \
+    /opt/tidegate/bin/pip install --no-cache-dir --quiet \
+        --constraint /src/constraints.txt --constraint /src/constraints-gpu.txt "$(echo /dist/*.whl)[gpu,redis]" && \
     /opt/tidegate/bin/pip uninstall --yes --quiet setuptools pip
 
 FROM ${GPU_IMAGE} AS exporter-packages
@@ -94,7 +95,8 @@ CMD ["export", "--help"]
 
 FROM gpu-base AS gpu
 COPY --from=gpu-packages /opt/tidegate /opt/tidegate
-ENV TIDEGATE_HOST=0.0.0.0 TIDEGATE_REPOSITORY=/models TIDEGATE_LANES_DEVICE=cuda:0
+# HOME: the user has none of its own, and engines that are built at load go below it; mount a volume for /tmp, as everywhere.
+ENV TIDEGATE_HOST=0.0.0.0 TIDEGATE_REPOSITORY=/models TIDEGATE_LANES_DEVICE=cuda:0 HOME=/tmp
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s \
     CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8002/v2/health/live', timeout=4)"]

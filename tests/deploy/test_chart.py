@@ -149,6 +149,15 @@ def test_the_exporter_runs_on_a_gpu_and_writes_where_the_server_reads() -> None:
     assert other["metadata"]["name"] != job["metadata"]["name"], "a Job can't be changed: other settings are another Job"
 
 
+def test_helm_waits_for_an_exporter_that_runs_before() -> None:
+    """A hook: the chart's own objects aren't there yet, so it needs none of them."""
+    beside, before = one("exporter", "Job"), one("exporter", "Job", None, "--set", "exporter.before=true,models.existingClaim=models")
+    assert "annotations" not in beside["metadata"]
+    assert before["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    assert before["spec"]["template"]["spec"]["serviceAccountName"] == "default"
+    assert {"name": "models", "persistentVolumeClaim": {"claimName": "models"}} in before["spec"]["template"]["spec"]["volumes"]
+
+
 def test_who_scales() -> None:
     assert server("default")["replicas"] == 1
     assert "replicas" not in server("hpa")

@@ -150,6 +150,7 @@ def test_the_monitor_reads_its_rules(scenario: str, tmp_path: Path) -> None:
         ("server: {config: {state: /x}}", "'state' not allowed"),
         ("surprise: 1", "'surprise' not allowed"),
         ("exporter: {enabled: true}", "exporter.enabled needs models.existingClaim or models.claim.create"),
+        ("exporter: {enabled: true, before: true}\nmodels: {claim: {create: true}}", "exporter.before needs models.existingClaim"),
     ],
 )
 def test_a_value_that_nothing_reads_is_an_error(values: str, said: str, tmp_path: Path) -> None:

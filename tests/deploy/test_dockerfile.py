@@ -87,6 +87,18 @@ def test_what_is_installed_is_pinned_and_pip_leaves() -> None:
             assert line.rstrip().endswith("pip uninstall --yes --quiet setuptools pip")
 
 
+def test_the_gpu_images_packages_are_pinned_to_nvidias_libraries_too() -> None:
+    """What onnxruntime-gpu's extras draw in isn't in constraints.txt, which no GPU-less environment needs."""
+    (line,) = stages()["gpu-packages"].all("RUN")
+    assert "--constraint /src/constraints-gpu.txt" in line
+    pins = [pin for pin in (ROOT / "constraints-gpu.txt").read_text().splitlines() if not pin.startswith("#")]
+    assert all(re.fullmatch(r"nvidia-[a-z0-9-]+==[0-9.]+", pin) for pin in pins)
+    names = {pin.partition("==")[0] for pin in pins}
+    assert {"nvidia-cuda-runtime", "nvidia-cuda-nvrtc", "nvidia-cufft", "nvidia-curand", "nvidia-cudnn-cu13"} <= names
+    others = {pin.partition("==")[0] for pin in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert not names & others
+
+
 def test_the_server_images_have_no_extra_but_their_own() -> None:
     extras = {name: re.findall(r"\[([a-z,]+)\]", " ".join(stage.all("RUN"))) for name, stage in stages().items() if "packages" in name}
     assert extras == {

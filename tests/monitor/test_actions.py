@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from monitor.actions import Actions
 from monitor.alerts import Alert, Level, State
 from monitor.rules.settings import Action
 from monitor.store import Store
+from server.control.routing.trial import Kind
+from server.control.routing.wishes import canary_wish
 from tests.monitor.pages_served import reply, serving
-from tests.server.models import place
+from tests.server.models import place, place_versions
 from tests.server.running import infer_json, running, wire
 
 ALERT = Alert("InferenceLatency", (("model", "linear"),), Level.CRITICAL, State.FIRING, 0.3, 1.0, 1.0)
@@ -49,6 +52,22 @@ async def test_a_priority_is_shed(tmp_path: Path) -> None:
             for number in (1, 2)
         ]
     assert statuses == [200, 503]
+
+
+async def test_a_canary_is_rolled_back(tmp_path: Path) -> None:
+    place_versions(tmp_path / "models", "m", [1, 2], 'versions: {policy: all}\nrouting: {weights: {"1": 100}}\n')
+    alert = replace(ALERT, labels=(("model", "m"),))
+    async with running(tmp_path / "models") as app:
+        url = f"http://{app.addresses.http}"
+        actions = Actions({"undo": Action(do="rollback_canary", url=url, at_most=5)}, Store(tmp_path / "state.db"), "monitor-1")
+        none = (await actions.take("undo", alert, 0.0)).text
+        assert none == "failed: the server has no /admin/models/m/canary/rollback (404), or the model has no canary"
+        await app.trials.start(Kind.CANARY, canary_wish("m", {"version": "2"}, 0.0), "ann")
+        assert (await actions.take("undo", alert, 1.0)).text == "done"
+        trial, running_ = app.trials.find("m", Kind.CANARY)
+        assert (trial.state, trial.why, running_) == ("aborted", "alert InferenceLatency", None)
+        assert (await app.events.since())[-1].who == "anonymous (monitor-1)"
+        assert (await actions.take("undo", alert, 2.0)).text == "done"  # once more is no harm
 
 
 def test_shedding_needs_to_know_whom() -> None:

@@ -10,7 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TARGET := cpu
 
-.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs gpu-check dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale bench-precision bench-routing clean
+.PHONY: help setup tools models demo demo-alerts serve test conformance lint fmt types arch protos gpu-stubs gpu-check dist render image image-test cluster-check bench-front bench-edges bench-batcher bench-engine bench-lanes bench-export parity-matrix bench-monitor bench-autoscale bench-precision bench-routing bench-peers bench-loadgen soak-short soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,18 @@ bench-precision: setup ## the drift detector's targets, simulated; what isn't bu
 
 bench-routing: setup ## what choosing a version costs, and the canary over simulated roll-outs
 	@$(RUN) -m benchmarks.routing
+
+bench-peers: setup ## seven other servers on the same work, each in its own environment
+	@$(RUN) -m benchmarks.peers
+
+bench-loadgen: setup ## MLPerf's LoadGen on MiniLM, and an emulated T4 at a T4's rates
+	@$(RUN) -m benchmarks.loadgen
+
+soak-short: setup ## five minutes of two days' load, while memory, threads and files are counted
+	@$(RUN) -m benchmarks.soak
+
+soak: setup ## the same in an hour
+	@$(RUN) -m benchmarks.soak --minutes 60
 
 clean: ## remove what was built; the environment and the fetched weights stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

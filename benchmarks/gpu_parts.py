@@ -130,7 +130,7 @@ def onnxruntime_tensorrt(gpu: Gpu, folder: Path) -> str:
     """onnxruntime's TensorRT provider answers as the CPU at all rows of its profile, and finds its engine again at the second open."""
     path, cache = _network(folder), folder / "engines"
     shapes = {"x": ((1, WIDTH), (16, WIDTH), (MOST_ROWS, WIDTH))}
-    options = {"provider": "tensorrt", "profile": shapes, "cache": str(cache), "sha256": file_sha256(path)}
+    options = {"provider": "tensorrt", "profile": shapes, "cache": str(cache), "content": file_sha256(path)}
     spec = VariantSpec("check", "1", "fp32", "onnxruntime", path, device=DEVICE, options=options)
     begun = time.perf_counter()
     found = _compared(spec, path)

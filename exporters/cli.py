@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from exporters.commands.diff import difference_table, differences
+from exporters.commands.engine import Order, build_engine
 from exporters.commands.entry import find_entry
 from exporters.commands.verify import verify, verify_table
 from exporters.inspect import manifest_lines, manifest_table
@@ -21,6 +22,7 @@ from exporters.pipeline import Exported, export, steps
 from exporters.plan import Plan, PlanError, parse_dynamic, parse_engine, parse_external_data, parse_gates, parse_prune, parse_target
 from exporters.progress import following
 from exporters.sources.names import EXAMPLES, find_model
+from exporters.variants.engines import UNPROVEN
 from server.errors import TidegateError
 
 PLAIN_WIDTH = 120
@@ -132,6 +134,22 @@ def verify_entry(path: EntryPath) -> None:
         _console().print(verify_table(found))
         if any(one.faults for one in found):
             raise typer.Exit(1)
+
+
+@app.command("engine")
+def build_entry_engine(
+    path: EntryPath,
+    into: Annotated[Path, typer.Option(help="The folder to make: the engine, and its manifest.", metavar="FOLDER")],
+    precision: Annotated[str, typer.Option(help="Which of the entry's ONNX files.", metavar="P")] = "fp32",
+    engine: Annotated[str, typer.Option(help=_HELP_ENGINE, metavar="KEY=VALUE,…")] = "",
+) -> None:
+    """Build a TensorRT engine of an entry's ONNX file on this GPU, and prove it, into a folder beside the repository."""
+    with failures():
+        order = Order(find_entry(path), precision, into, parse_engine(engine))
+        typer.echo(f"note: {UNPROVEN}", err=True)
+        manifest = build_engine(order, lambda text: typer.echo(text, err=True))
+        typer.echo(into)
+        _console().print(manifest_table(manifest))
 
 
 @app.command("diff")

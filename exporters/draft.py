@@ -25,7 +25,7 @@ from exporters.sources.pytorch import Sample, Traced
 from server.backends.base import Backend, VariantSpec
 from server.backends.registry import TENSORRT, backend_named
 from server.numerics import Distance
-from server.repository.manifest import Engine, Manifest, Memory, Tried
+from server.repository.manifest import Engine, Manifest, Memory, Tried, engine_options
 from server.tensors import TensorSpec
 
 BACKEND = "onnxruntime"
@@ -177,6 +177,7 @@ class Draft:
             optimization_level=candidate.level,
             inputs=self.inputs,
             outputs=self.traced.outputs,
+            options=engine_options(candidate.engine) if candidate.engine else {},
         )
 
     def suspects(self) -> str:

@@ -67,6 +67,23 @@ def write_entry(repository: Path, name: str, version: int | None, files: dict[st
                 return entry
 
 
+def write_folder(folder: Path, files: dict[str, Path], manifest: Manifest) -> None:
+    """Write `folder`, which isn't there yet, with `files` and the manifest, in one rename. Raises ExportError where it's there by then."""
+    with _made(folder.parent), _staging(folder.with_name(f".{secrets.token_hex(6)}.partial")) as staging:
+        staging.mkdir(mode=0o700)
+        for target, source in files.items():
+            _copy(source, staging / target)
+        _write(staging / MANIFEST_NAME, manifest)
+        _sync(staging)
+        try:
+            staging.rename(folder)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            raise ExportError(f"{folder}: another one has made it meanwhile") from error
+        _sync(folder.parent)
+
+
 def write_output(output: Path, files: dict[str, Path], manifest: Manifest) -> None:
     """Write `files` (by their names there: the model's, that of weights that lie beside it) to the folder of `output` and the manifest
     beside them, replacing what was there. The manifest names the files.

@@ -14,7 +14,8 @@ from server.errors import TidegateError
 from server.units import size
 
 LEVELS_BUILT = (0, 1, 2, 3, 4)
-PRECISIONS_BUILT = ("fp32", "fp16", "int8")
+PRECISIONS_BUILT = ("fp32", "fp16", "int8", "int8wo")
+"""`int8wo` is INT8 of the weights alone, as torchao calls it."""
 Target = Literal["cpu", "cuda", "tensorrt"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 FORMATS_BUILT = ("onnx",)
@@ -80,6 +81,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
         "fp32": Gate(relative=1e-4, cosine=0.9999, confident=0.01),
         "approximate": Gate(relative=5e-3, cosine=0.9999, confident=0.01),
         "fp16": Gate(relative=2e-2, cosine=0.999, confident=0.01),
+        "int8wo": Gate(relative=0.3, cosine=0.99, confident=0.05, metric=0.01, rows=SURE_ROWS),
         "int8": Gate(relative=0.5, cosine=0.98, confident=0.05, metric=0.02, rows=SURE_ROWS),
     }
 )
@@ -162,7 +164,7 @@ class Plan:
         _check_built("--format", self.format, FORMATS_BUILT)
         _check_built("--exporter", self.exporter, EXPORTERS_BUILT)
         _check_built("--optimization-level", self.level, LEVELS_BUILT)
-        _check_precisions(self.precisions)
+        _check_precisions(self.precisions, self.target)
         if (self.model.hub or self.model.onnx or self.model.program) and self.weights:
             raise PlanError(f"--weights {self.weights}: {self.model.label} brings its own")
         if (self.model.onnx or self.model.program) and self.prune is not None:
@@ -292,7 +294,9 @@ _ENGINE_KEYS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
 )
 
 
-def _check_precisions(precisions: tuple[str, ...]) -> None:
+def _check_precisions(precisions: tuple[str, ...], target: Target) -> None:
+    if "int8wo" in precisions and target == "tensorrt":
+        raise PlanError("--precisions int8wo: TensorRT takes INT8 weights with INT8 activations only; ask for int8")
     if "bf16" in precisions:
         raise PlanError(f"--precisions bf16: {_BF16}; ask for fp16")
     if not precisions:

@@ -18,6 +18,7 @@ from server.control.routing.splits import Splits
 from server.control.routing.trials import Trials
 from server.controlplane import ControlPlane
 from server.dataplane import DataPlane
+from server.edges.admin.apart import admin_only, without_admin
 from server.edges.admin.canary import add_canary
 from server.edges.admin.experiments import add_experiments
 from server.edges.admin.routes import add_admin
@@ -54,11 +55,12 @@ SWITCH_INTERVAL = 1e-4  # seconds: at the default 5 ms a busy loop starves threa
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the server answers; `grpc` is empty where it doesn't."""
+    """Where the server answers; `grpc` and `admin` are empty where it doesn't."""
 
     http: str
     grpc: str
     metrics: str
+    admin: str = ""
 
 
 class App:
@@ -100,7 +102,7 @@ class App:
         add_weights(rest, self.gate, self.splits)
         add_canary(rest, self.gate, self.trials, self.router)
         add_experiments(rest, self.gate, self.trials, self.router)
-        self.http = HttpServer(settings, rest, self.edge)
+        self.http = HttpServer(settings, rest if settings.admin.port is None else without_admin(rest), admin_only(rest), self.edge)
         self.router.on_steer = lambda: self.http.look_for(self.router.headers())
         servicer = Servicer(
             *(settings.server_name, EXTENSIONS, self.gate, self.router, self.control, self.ready),
@@ -121,7 +123,8 @@ class App:
     def addresses(self) -> Addresses:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         grpc = f"{host}:{self.grpc.port}" if self.grpc.port else ""
-        return Addresses(f"{host}:{self.http.port}", grpc, f"{host}:{self.metrics.port}")
+        admin = f"{host}:{self.http.admin_port}" if self.http.admin_port else ""
+        return Addresses(f"{host}:{self.http.port}", grpc, f"{host}:{self.metrics.port}", admin)
 
     async def start(self) -> None:
         """Listen, then load. Requests for a model are refused with 503 until it is ready. Raises ConfigError."""
@@ -198,7 +201,7 @@ class App:
 
 
 def _as_facts(addresses: Addresses) -> dict[str, str]:
-    facts = {"http": addresses.http, "grpc": addresses.grpc, "metrics": addresses.metrics}
+    facts = {"http": addresses.http, "grpc": addresses.grpc, "metrics": addresses.metrics, "admin": addresses.admin}
     return {name: address for name, address in facts.items() if address}
 
 

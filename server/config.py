@@ -10,22 +10,20 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     FilePath,
     ValidationError,
-    WithJsonSchema,
     model_validator,
 )
 
 from server.documents import Document, read_yaml
 from server.errors import ConfigError
-from server.units import duration, ratio, size
+from server.quantities import Allowances, Bytes, Count, Names, OptionalPort, Port, Seconds, Share, Timeout, Words
 from server.validation import KeyPath, complaints, nearest
 
 PREFIX = "TIDEGATE_"
@@ -39,54 +37,6 @@ def _installed_version() -> str:
 
 
 VERSION = _installed_version()
-
-
-def _words(value: object) -> object:
-    """`all`, `any`, or names: a list, or text with commas between them."""
-    if not isinstance(value, str) or value in ("all", "any"):
-        return value
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
-def _list(value: object) -> object:
-    """A list, or text with commas between its words."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-
-
-def _port_or_none(value: object) -> object:
-    """`off`, `none` or a port."""
-    return None if value in ("off", "none") else value
-
-
-def _text(pattern: str, number: str, least: float = 0) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": number, "minimum": least}, {"type": "string", "pattern": pattern}]})
-
-
-_SECONDS = _text(r"^\s*[0-9.]+\s*(ns|us|µs|ms|s|m|h|d)?\s*$", "number")
-_BYTES = _text(r"^\s*[0-9.]+\s*([kKMGT]?B|[KMGT]iB?)?\s*$", "integer")
-_SHARE = _text(r"^\s*[0-9.]+\s*%?\s*$", "number")
-
-Seconds: TypeAlias = Annotated[float, BeforeValidator(duration), _SECONDS]
-Timeout: TypeAlias = Annotated[float, BeforeValidator(duration), Field(gt=0), _SECONDS]
-Bytes: TypeAlias = Annotated[int, BeforeValidator(size), Field(gt=0), _BYTES]
-Share: TypeAlias = Annotated[float, BeforeValidator(ratio), _SHARE]
-Count: TypeAlias = Annotated[int, BeforeValidator(lambda value: 0 if value == "auto" else value), Field(ge=0, le=1024)]
-Port: TypeAlias = Annotated[int, Field(ge=0, le=65535)]
-OptionalPort: TypeAlias = Annotated[
-    Port | None,
-    BeforeValidator(_port_or_none),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 65535}, {"enum": ["off", "none", None]}]}),
-]
-Words: TypeAlias = Annotated[Literal["all", "any"] | tuple[str, ...], BeforeValidator(_words)]
-
-
-Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_list)]
-Allowance: TypeAlias = Literal["upload", "files", "shared-memory"]
-Allowances: TypeAlias = Annotated[
-    tuple[Allowance, ...],
-    BeforeValidator(_list),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": {"enum": list(get_args(Allowance))}}, {"type": "string"}]}),
-]
 
 
 class _Section(BaseModel):
@@ -157,8 +107,9 @@ class Tls(_Section):
 
 
 class Admin(_Section):
-    """Who may do more than infer and read."""
+    """Who may do more than infer and read, and where."""
 
+    port: OptionalPort = Field(default=None, description="Port of its own for /admin, which no other answers then; 0 for any free one.")
     token_file: Path | None = Field(default=None, description="Tokens: lines of `name:sha256 of the token:classes`; see docs/security.md.")
 
 
@@ -209,6 +160,19 @@ class Tracing(_Section):
     sample: Share = Field(default=0.01, description="Share of requests that are traced, of those that belong to no trace yet.")
 
 
+class Engines(_Section):
+    """TensorRT engines that are built on this machine."""
+
+    cache: Path | None = Field(
+        default=None, description="Folder that they're kept in, this user's alone; default ~/.cache/tidegate/engines."
+    )
+    build: bool = Field(
+        default=False,
+        description="Whether one that's missing or doesn't fit this GPU is built by `tidegate export engine` while its ONNX file serves.",
+    )
+    build_timeout: Timeout = Field(default=3600.0, description="Longest that a build may take.")
+
+
 class Settings(_Section):
     """All settings of `tidegate serve`."""
 
@@ -240,9 +204,7 @@ class Settings(_Section):
     recording: Recording = Recording()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
-    engine_cache: Path | None = Field(
-        default=None, description="Folder of the engines that are built here, this user's alone; default ~/.cache/tidegate/engines."
-    )
+    engines: Engines = Engines()
     files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from server.config import Settings
+from server.control.engines.builds import EngineBuilds
 from server.control.overrides import Wish
 from server.control.precision.switching import ASKED, Switching
 from server.control.routing.splits import Splits
@@ -56,6 +57,7 @@ class ControlPlane:
         self._overrides, self._ensembles = self._versions.overrides, self._versions.ensembles
         self.precisions, self.admissions = self._versions.precisions, self._versions.admissions
         self._switching = Switching(self._versions, journal, changes)
+        self.engines = EngineBuilds(self._versions, table, settings.engines, journal)
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
         self.frozen: set[str] = set()  # models whose ladder mustn't step now: an experiment runs on them
@@ -241,6 +243,7 @@ class ControlPlane:
 
     async def close(self) -> None:
         """End loads that are under way and give every lane back."""
+        await self.engines.close()
         work = list(self._work)
         for task in work:
             task.cancel()

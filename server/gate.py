@@ -100,6 +100,11 @@ class Gate:
     def from_settings(cls, settings: Settings) -> Gate:
         """Raises ConfigError: the token file can't be used, or the server would be open to anyone's changes."""
         file = settings.admin.token_file
+        if settings.admin.port is not None and file is None and not is_loopback(settings.host):
+            raise ConfigError(
+                "admin.port is set and the server isn't bound to loopback, but without tokens nobody could use it: "
+                "give admin.token_file (docs/security.md), or --host 127.0.0.1"
+            )
         return cls(
             read_tokens(file) if file else None,
             loopback=is_loopback(settings.host),

@@ -8,7 +8,7 @@ from pathlib import Path
 from exporters.package import manifest_path
 from exporters.plan import ExportError
 from server.backends.base import VariantSpec
-from server.repository.manifest import MANIFEST_NAME, Manifest, Variant, read_manifest
+from server.repository.manifest import MANIFEST_NAME, Manifest, Variant, engine_options, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Entry:
             optimization_level=variant.optimization_level,
             inputs=tuple(entry.spec() for entry in variant.inputs),
             outputs=tuple(entry.spec() for entry in variant.outputs),
+            options=engine_options(variant.engine) if variant.engine else {},
         )
 
 

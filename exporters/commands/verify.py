@@ -116,17 +116,26 @@ def _changed(file: Path, size: int, sha256: str) -> Iterator[str]:
 
 def _samples(entry: Entry, found: Sequence[Verified], opened: Sequence[Backend | None]) -> list[Sample]:
     """The rows that were left, with their answers; else made ones with FP32's; else none."""
-    reference = entry.manifest.reference
-    if reference is not None:
-        path = entry.folder / reference.file
-        if not path.is_file() or file_sha256(path) != reference.sha256:
-            raise ExportError(f"{path}: isn't the file that was written, so there is nothing to prove the variants by")
-        return list(kept.kept(path))
+    rows = reference_rows(entry)
+    if rows is not None:
+        return rows
     base = next((backend for one, backend in zip(found, opened, strict=True) if one.variant.precision == REFERENCE), None)
-    return list(_made(base)) if base is not None and len(found) > 1 else []
+    return list(made_samples(base)) if base is not None and len(found) > 1 else []
 
 
-def _made(base: Backend) -> Iterator[Sample]:
+def reference_rows(entry: Entry) -> list[Sample] | None:
+    """The rows of the proof that were left with an entry, None where none were. Raises ExportError for a file that isn't that."""
+    reference = entry.manifest.reference
+    if reference is None:
+        return None
+    path = entry.folder / reference.file
+    if not path.is_file() or file_sha256(path) != reference.sha256:
+        raise ExportError(f"{path}: isn't the file that was written, so there is nothing to prove the variants by")
+    return list(kept.kept(path))
+
+
+def made_samples(base: Backend) -> Iterator[Sample]:
+    """Rows made from the shapes, with a backend's own answers."""
     batched = all(spec.batch_axis == 0 for spec in base.inputs)
     rng = np.random.default_rng(0)
     for rows in MADE_ROWS if batched else (1,):
@@ -150,12 +159,12 @@ def _prove(one: Verified, backend: Backend, samples: Sequence[Sample]) -> None:
         one.faults.append(str(error))
         return
     outputs = [entry.spec() for entry in one.variant.outputs]
-    one.faults += report.failures(distances, outputs, _gate(one.variant), "the reference")
+    one.faults += report.failures(distances, outputs, gate_of(one.variant), "the reference")
     one.distance = max(distances.values(), key=lambda part: part.max_relative)
     one.rows = sum(sample.rows for sample in samples)
 
 
-def _gate(variant: Variant) -> Gate:
+def gate_of(variant: Variant) -> Gate:
     """What it had to hold when it was made: the manifest's own tolerance, and the rest by its precision."""
     usual = GATES.get(variant.precision, GATES["int8"])
     cosine_then = variant.parity.cosine_mean

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from exporters.draft import Candidate, Draft
 from exporters.formats import to_trt, trt_build
@@ -16,6 +17,7 @@ from server.backends.nvidia.library import load
 from server.errors import ModelDefect
 from server.repository.configs.reading import read_model_config
 from server.repository.model_config import Batching
+from server.tensors import TensorSpec
 
 DEVICE = "cuda:0"
 UNPROVEN = "TensorRT engines are unproven on a GPU until docs/proofs/ holds a proof (make gpu-check)"
@@ -36,14 +38,9 @@ def build_engines(draft: Draft) -> None:
 
 def _engine(draft: Draft, source: Candidate, gpu: Gpu) -> Candidate:
     wish, precision = draft.plan.engine, source.precision
-    settings = Settings(
-        level=draft.plan.level,
-        workspace=wish.workspace,
-        version_compatible=wish.version_compatible,
-        timing_cache=wish.timing_cache,
-        tf32=draft.plan.level >= 4,
-    )
-    shapes = list(spans(draft, wish))
+    settings = settings_for(draft.plan.level, wish)
+    proof_rows = 0 if draft.traced.unbatched is not None else max(draft.traced.rows)
+    shapes = list(spans(draft.inputs, _batching(draft), wish, proof_rows))
     built = trt_build.build(source.file, shapes, settings, gpu, lambda text: draft.reporter.detail(f"{precision}: {text}"))
     file = draft.path(precision).with_suffix(".plan")
     file.write_bytes(built.plan)
@@ -55,27 +52,41 @@ def _engine(draft: Draft, source: Candidate, gpu: Gpu) -> Candidate:
     return made
 
 
-def spans(draft: Draft, wish: EngineWish) -> Iterator[Mapping[str, Profile]]:
+def settings_for(level: int, wish: EngineWish) -> Settings:
+    """How an engine of a graph of this level is built."""
+    return Settings(
+        level=level,
+        workspace=wish.workspace,
+        version_compatible=wish.version_compatible,
+        timing_cache=wish.timing_cache,
+        tf32=level >= 4,
+    )
+
+
+def spans(inputs: Sequence[TensorSpec], batching: Batching, wish: EngineWish, proof_rows: int) -> Iterator[Mapping[str, Profile]]:
     """A profile for each of the batching settings' preferred rows, tuned for them, and one up to the most rows, tuned for `likely_rows`.
 
-    The last takes as many rows as the proof's batches have, also where the server will send fewer.
+    The last takes as many rows as the proof's batches have (`proof_rows`, 0 for a model that isn't batched), also where the server will
+    send fewer.
     """
-    batching = _batching(draft)
-    most = 1 if draft.traced.unbatched is not None else max(wish.most_rows or batching.max_rows, *draft.traced.rows, *TIMED_ROWS)
+    most = max(wish.most_rows or batching.max_rows, proof_rows, *TIMED_ROWS) if proof_rows else 1
     steps = [rows for rows in batching.preferred_rows if rows < most]
     least = 1
     for rows in steps:
-        yield to_trt.profiles(draft.inputs, rows, rows, least)
+        yield to_trt.profiles(inputs, rows, rows, least)
         least = rows + 1
     likely = min(most, max(least, wish.likely_rows or (most if steps else (most + 3) // 4)))
-    yield to_trt.profiles(draft.inputs, likely, most, least)
+    yield to_trt.profiles(inputs, likely, most, least)
 
 
 def _batching(draft: Draft) -> Batching:
-    """What model.yaml says where the result goes; the defaults where there's none."""
     plan = draft.plan
-    folder = plan.repository / plan.name if plan.repository else None
+    return entry_batching(plan.repository / plan.name) if plan.repository else Batching()
+
+
+def entry_batching(folder: Path) -> Batching:
+    """What model.yaml says where the result goes; the defaults where there's none. Raises ExportError where it can't be read."""
     try:
-        return read_model_config(folder).batching if folder and folder.is_dir() else Batching()
+        return read_model_config(folder).batching if folder.is_dir() else Batching()
     except ModelDefect as error:
         raise ExportError(f"the engine's rows come from model.yaml: {error}") from error

@@ -11,10 +11,10 @@ from exporters.formats import to_onnx
 from exporters.optimize.fuse import DOMAIN
 from exporters.parity import measure, report
 from exporters.plan import ExportError
-from exporters.precision import cast, layers
+from exporters.precision import cast, layers, weight_only
 from exporters.precision.calibration import calibration_set, held_out
 from exporters.precision.ranges import observe
-from exporters.proof import answered, choose_by, prove
+from exporters.proof import admit, answered, choose_by, prove
 from exporters.variants import levels
 from exporters.variants.eight_bits import EightBits
 
@@ -104,6 +104,19 @@ def _int8(draft: Draft) -> Candidate:
     return chosen
 
 
+def _int8wo(draft: Draft) -> Candidate:
+    """There is one way, which computes in FP32: where that fails, rows or nodes to choose by don't help."""
+    file = draft.path("int8wo")
+    method = weight_only.quantize_weights(draft.base.file, file)
+    graph = to_onnx.check(file)
+    nodes = draft.base.nodes | {"quantized": graph.nodes}
+    made = Candidate("int8wo", method, draft.base.level, file, graph, nodes)
+    admit(draft, made)
+    if not prove(draft, made):
+        raise refusal(draft, made, made.failures)
+    return made
+
+
 def _nearest(draft: Draft, eight: EightBits, tried: list[Candidate]) -> Candidate:
     """The one that differs least, nodes put back to FP32 where none holds. Raises ExportError where that doesn't do."""
     holding = [made for made in tried if not made.failures]
@@ -144,4 +157,4 @@ def _diverging(draft: Draft, made: Candidate) -> str:
         return ""  # a graph that doesn't run at all: its failures say so
 
 
-MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16, "int8": _int8})
+MAKERS: Mapping[str, Callable[[Draft], Candidate]] = MappingProxyType({"fp32": _fp32, "fp16": _fp16, "int8": _int8, "int8wo": _int8wo})

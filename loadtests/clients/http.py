@@ -31,7 +31,7 @@ class HttpClient:
             connector=aiohttp.TCPConnector(limit=target.connections),
             timeout=aiohttp.ClientTimeout(total=target.timeout),
             headers=headers,
-            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding",),  # no compression: neither side's time for it is what is measured
         )
 
     async def facts(self, model: str, version: str) -> ModelFacts:

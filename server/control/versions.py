@@ -27,6 +27,7 @@ from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.repository.configs.reading import Values
 from server.repository.declare.routing import Routing
+from server.repository.declare.said import Loadable
 from server.repository.marks import Mark, mark_of
 from server.repository.store import Entry, Listing, Store, paths_below
 from server.router.table import ServedVersion, ServingTable, State
@@ -54,6 +55,7 @@ class Versions:
         self.overrides = Overrides(upload="upload" in settings.allow)
         self.ensembles = Ensembles(table, recorder, journal, start)
         self.declare: Declare = lambda name, routing: None
+        self.on_ready: Callable[[Loadable], None] = lambda loadable: None  # told of each version that serves from now on
         self._serving = Serving(table, recorder, journal)
         self._marks: dict[tuple[str, str], tuple[Values, Mark]] = {}  # of what was loaded last
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -123,9 +125,14 @@ class Versions:
             unpadded = await pad_fault(opened.lanes[0], loadable.padding) if loadable.padding and opened.warmup.batched else ""
             self.notices.ready(served := self._serving.serve(loadable, opened, unpadded))
             self.admissions.renew(served)
+            self.on_ready(loadable)
         if old is not None and gone is not None:
             await self.loader.retire(old, self._settings.drain_timeout)
         return ""
+
+    def forget(self, name: str, version: str) -> None:
+        """Have a version loaded again though its files are the same: something else that it depends on isn't."""
+        self._marks.pop((name, version), None)
 
     async def take_down(self, served: ServedVersion, *, forget: bool = False) -> None:
         """Stop serving a version in order; `forget` takes it out of the index too."""

@@ -1,4 +1,4 @@
-"""The HTTP listener: uvicorn's configuration and protocol on a socket of ours, one sweep for all time-outs, and the drain.
+"""The HTTP listeners: uvicorn's configuration and protocol on a socket of ours, one sweep for all time-outs, and the drain.
 
 Whoever has connected is answered. The kernel connects clients before the loop accepts them, and resets them where the listener is closed
 first: so a drain has it let nobody else in, accepts those who are, and only then closes. Who comes later is refused, and may try elsewhere.
@@ -11,11 +11,12 @@ import select
 import socket
 import struct
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any
 
+from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
@@ -36,15 +37,69 @@ NO_NEWCOMERS = array("B", struct.pack("HBBI" * 4, 0x30, 0, 0, 13, 0x45, 0, 1, 0x
 
 
 class HttpServer:
-    """`app` answers what isn't inference. `start` binds and listens, `port` says where, `drain` ends every connection in order."""
+    """The HTTP port and, where settings.admin.port says so, the admin port, which `admin` answers and where no model can be asked.
 
-    def __init__(self, settings: Settings, app: Callable[..., Any], edge: InferEdge) -> None:
+    `app` answers what isn't inference. `start` binds and listens, `port` and `admin_port` say where, `drain` ends all in order.
+    """
+
+    def __init__(self, settings: Settings, app: ASGIApp, admin: ASGIApp, edge: InferEdge) -> None:
+        self.main = HttpListener(settings, app, edge, Place(settings.http_port, "--http-port"))
+        self._listeners = [self.main]
+        if settings.admin.port is not None:
+            place = Place(settings.admin.port, "admin.port")
+            self._listeners.append(HttpListener(settings, admin, edge.without_inference(), place))
+
+    @property
+    def port(self) -> int:
+        return self.main.port
+
+    @property
+    def admin_port(self) -> int:
+        """0 where there's none."""
+        return sum(listener.port for listener in self._listeners[1:])
+
+    @property
+    def connections(self) -> int:
+        return sum(listener.connections for listener in self._listeners)
+
+    async def start(self) -> None:
+        """Bind and listen. Raises ConfigError where an address can't be bound or the certificate can't be read."""
+        for listener in self._listeners:
+            await listener.start()
+
+    async def drain(self, timeout: float) -> bool:
+        """Stop listening, let every connection finish what it has begun, and close it. False where `timeout` seconds weren't enough."""
+        return all(await asyncio.gather(*(listener.drain(timeout) for listener in self._listeners)))
+
+    def look_for(self, headers: Mapping[str, str]) -> None:
+        """Look at these headers, by model, for the sticky keys of requests."""
+        self.main.look_for(headers)
+
+    async def close(self) -> None:
+        """Cut what is left."""
+        for listener in self._listeners:
+            await listener.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A port to listen on, and the setting that says which."""
+
+    port: int
+    setting: str
+
+
+class HttpListener:
+    """One port."""
+
+    def __init__(self, settings: Settings, app: ASGIApp, edge: InferEdge, place: Place) -> None:
         self._settings = settings
         self._edge = edge
+        self._place = place
         self._config = Config(
             app,
             host=settings.host,
-            port=settings.http_port,
+            port=place.port,
             http=InferProtocol,
             ws="none",
             lifespan="off",
@@ -69,6 +124,11 @@ class HttpServer:
     def connections(self) -> int:
         return len(self._state.connections)
 
+    @property
+    def open_connections(self) -> Collection[object]:
+        """The protocols of those who are connected."""
+        return self._state.connections
+
     async def start(self) -> None:
         """Bind and listen. Raises ConfigError where the address can't be bound or the certificate can't be read."""
         try:
@@ -80,14 +140,14 @@ class HttpServer:
             self._server = await loop.create_server(
                 self._connection,
                 self._settings.host,
-                self._settings.http_port,
+                self._place.port,
                 ssl=self._config.ssl,
                 backlog=self._config.backlog,
             )
         except (OSError, OverflowError) as error:
-            address = f"{self._settings.host}:{self._settings.http_port}"
+            address = f"{self._settings.host}:{self._place.port}"
             raise ConfigError(
-                f"can't listen on {address}: {error}. Choose another with --host and --http-port (0 for any free one)"
+                f"can't listen on {address}: {error}. Choose another with --host and {self._place.setting} (0 for any free one)"
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
         for listener in self._server.sockets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -108,6 +108,8 @@ class InferEdge:
     repeatable: frozenset[bytes] = REPEATABLE
     sticky: Mapping[str, bytes] = field(default_factory=dict)
     """By model: the header that its requests' sticky key stands in."""
+    infers: bool = True
+    """False on a port where nobody may ask a model: no URL names one there."""
     answered: float = 0.0
     """When an answer last left, on whichever connection: time.monotonic."""
     _targets: dict[bytes, Target | None] = field(default_factory=dict)
@@ -131,6 +133,12 @@ class InferEdge:
         self.wanted, self.repeatable = WANTED | more, REPEATABLE | (more - WANTED)
         return self.wanted != before
 
+    def without_inference(self) -> InferEdge:
+        """The same for another port, where nobody may ask a model; the bytes in flight are counted together."""
+        other = replace(self, infers=False, _targets={})
+        other.inflight = self.inflight
+        return other
+
     def target(self, url: bytes) -> Target | None:
         """The model that an inference URL names, None for any other URL. Remembered: clients ask the same few."""
         try:
@@ -138,7 +146,7 @@ class InferEdge:
         except KeyError:
             if len(self._targets) >= KNOWN_TARGETS:
                 self._targets.clear()
-            found = self._targets[url] = _parse_target(url)
+            found = self._targets[url] = _parse_target(url) if self.infers else None
             return found
 
 

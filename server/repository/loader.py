@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from server.backends.base import VariantSpec
 from server.backends.registry import DEFAULT, EMULATED, PYTHON, PYTORCH, TENSORRT
-from server.config import Settings
+from server.config import Engines, Settings
 from server.errors import ModelDefect
 from server.repository.configs.reading import config_path, read_model_config, said_wrong
 from server.repository.declare.expected import Expected, check_precisions, measured
@@ -28,8 +29,8 @@ from server.repository.declare.said import (
 )
 from server.repository.declare.state import check_state, with_state_axes
 from server.repository.devices.accelerators import accelerator_options, whole
-from server.repository.devices.engines import engine_for, engine_options
-from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, file_sha256, read_manifest
+from server.repository.devices.engines import EngineBuild, Wanted, choose_engine
+from server.repository.manifest import MANIFEST_NAME, Manifest, TensorEntry, Variant, engine_options, file_sha256, read_manifest
 from server.repository.model_config import CONFIG_NAME, ModelConfig
 from server.repository.onnx_files import OnnxFile, Value, check_external, read_onnx
 from server.repository.pad_axes import padding_of
@@ -42,6 +43,14 @@ BARE_NAME = "model.onnx"
 TRACED_NAMES = ("model.pt2", "model.pt")
 BARE_OPTIMIZATION_LEVEL = 2
 PORTABLE_LEVEL = 2  # up to here the exporter writes plain ONNX, the same for every device
+
+
+class Place(NamedTuple):
+    """Where a version lies and where it's to run, and what is said of engines there."""
+
+    folder: Path
+    device: str
+    engines: Engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ class _Found:
     options: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
     expected: Expected = field(default_factory=dict)
+    build: EngineBuild | None = None
 
 
 def describe(entry: Entry, version: str, settings: Settings) -> Loadable:
@@ -88,7 +98,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
         return ensemble(entry, version, config)
     device = config.lanes.device or settings.lanes.device
     manifest = read_manifest(folder / MANIFEST_NAME) if (folder / MANIFEST_NAME).exists() else None
-    found = _bare(entry, folder, config) if manifest is None else _proved(entry, folder, config, manifest, device)
+    found = _bare(entry, folder, config) if manifest is None else _proved(entry, config, manifest, Place(folder, device, settings.engines))
     inputs = completed(entry, "inputs", found.inputs, config.inputs)
     spec = VariantSpec(
         model=entry.name,
@@ -107,7 +117,7 @@ def _describe(entry: Entry, version: str, settings: Settings) -> Loadable:
     check_state(entry.path, config, *found.declared)
     padding = padding_of(entry.path, config, *found.declared)
     trusted = manifest is not None or bool(axes_said(config))
-    return Loadable(config, spec, manifest, trust_batch_axis=trusted, padding=padding, note=found.note, expected=found.expected)
+    return Loadable(config, spec, manifest, trusted, padding, found.note, found.expected, found.build)
 
 
 def _on_device(entry: Entry, config: ModelConfig, settings: Settings, found: _Found, inputs: Sequence[TensorSpec]) -> Mapping[str, object]:
@@ -126,18 +136,20 @@ def _on_cpu(entry: Entry, config: ModelConfig, found: _Found) -> Mapping[str, ob
     return found.options
 
 
-def _proved(entry: Entry, folder: Path, config: ModelConfig, manifest: Manifest, device: str) -> _Found:
+def _proved(entry: Entry, config: ModelConfig, manifest: Manifest, place: Place) -> _Found:
     """The variant to serve: as a TensorRT engine where there's one that fits the device, else as ONNX, saying why."""
+    folder, device, _ = place
     plain = _choose(manifest, folder, config, device)
     here = [each.precision for each in manifest.variants if each.engine is None and _runs_on(each, device)]
     check_precisions(entry, config, list(dict.fromkeys(here)), f"{folder / MANIFEST_NAME} for {device}")
     expected = {precision: seconds for precision, seconds in measured(manifest, device).items() if precision in here}
     if device == "cpu" or config.backend == DEFAULT or config.accelerator is not None:
         return replace(_exported(entry, folder, config, plain), expected=expected)
-    engine, why = engine_for(manifest, plain.precision, device, config.batching.max_rows)
-    if engine is None and config.backend == TENSORRT:
-        raise ModelDefect(f"{config_path(entry.path)}: backend: {TENSORRT!r}: {why or f'{folder / MANIFEST_NAME} has no engine'}")
-    return replace(_exported(entry, folder, config, engine or plain), note=why, expected=expected)
+    choice = choose_engine(Wanted(folder, manifest, plain, device, config.batching), place.engines)
+    if choice.engine is None and config.backend == TENSORRT:
+        raise ModelDefect(f"{config_path(entry.path)}: backend: {TENSORRT!r}: {choice.why or f'{folder / MANIFEST_NAME} has no engine'}")
+    found = _exported(entry, choice.folder or folder, config, choice.engine or plain)
+    return replace(found, note=choice.why, expected=expected, build=choice.build)
 
 
 def _choose(manifest: Manifest, folder: Path, config: ModelConfig, device: str) -> Variant:
@@ -166,7 +178,7 @@ def _exported(entry: Entry, folder: Path, config: ModelConfig, variant: Variant)
     if config.backend not in (None, variant.backend):
         said = f"{config_path(entry.path)}: backend: {config.backend!r}"
         raise ModelDefect(f"{said}, but {folder / MANIFEST_NAME} has {variant.backend!r} for {variant.precision}")
-    path = checked_file(entry, folder / variant.file)
+    path = checked_file(entry, folder / variant.file) if folder.is_relative_to(entry.path) else folder / variant.file
     _check_written(path, variant.size, variant.sha256)
     file = read_onnx(path) if path.suffix == ".onnx" else OnnxFile()
     if unknown := file.external - ({variant.data.file} if variant.data else set()):

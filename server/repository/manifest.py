@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -208,6 +209,11 @@ class Variant(_Part):
     engine: Engine | None = None
 
     @property
+    def content(self) -> str:
+        """What tells it from every other: the file's SHA-256, and that of the weights beside it."""
+        return f"{self.sha256} {self.data.sha256}" if self.data else self.sha256
+
+    @property
     def bytes(self) -> int:
         """Of the file and of the weights beside it."""
         return self.size + (self.data.size if self.data else 0)
@@ -263,6 +269,11 @@ class Manifest(_Part):
     def variant(self, precision: str) -> Variant | None:
         """The variant of this precision, None where there's none."""
         return next((v for v in self.variants if v.precision == precision), None)
+
+
+def engine_options(engine: Engine) -> Mapping[str, object]:
+    """What the trt backend must know of an engine before it opens it."""
+    return {"version_compatible": engine.version_compatible}
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from server.config import VERSION, Bytes, Seconds, Timeout
+from server.config import VERSION
 from server.documents import Document
+from server.quantities import Bytes, Seconds, Timeout
 from server.repository.declare.precision import Precision
 from server.repository.declare.routing import Routing
 from server.repository.declare.sections import Accelerator, Cache, PythonCode, SequenceConfig, Steps

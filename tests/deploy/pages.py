@@ -52,6 +52,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "items": {"enum": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]},
     },
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    "admin.port": {"type": "integer", "minimum": 1024, "maximum": 65535, "not": {"enum": [8000, 8001, 8002]}},
     "autoscaling.kind": {"enum": ["none", "hpa", "keda"]},
     "autoscaling.minReplicas": {"type": "integer", "minimum": 1},
     "autoscaling.maxReplicas": {"type": "integer", "minimum": 1},

@@ -193,6 +193,27 @@ def test_the_network_policy() -> None:
     assert servers["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
 
 
+def test_the_admin_port_is_apart() -> None:
+    """A Service of its own, which nothing routes to, and reached by the monitor and those who are named; the token is a must."""
+    assert "admin" not in {port["name"] for port in server("default")["template"]["spec"]["containers"][0]["ports"]}
+    container = server("everything")["template"]["spec"]["containers"][0]
+    assert {"name": "admin", "containerPort": 9003} in container["ports"]
+    service = one("everything", "Service", f"{FULL}-admin")
+    assert (service["spec"]["type"], service["spec"]["ports"][0]["port"]) == ("ClusterIP", 9003)
+    public = one("everything", "Service", FULL)
+    assert {port["name"] for port in public["spec"]["ports"]} == {"http", "grpc"}
+    routed = [str(thing) for thing in objects("everything") if thing["kind"] in ("Ingress", "HTTPRoute", "GRPCRoute")]
+    assert routed
+    assert not [each for each in routed if "admin" in each or "9003" in each]
+    rules = one("everything", "NetworkPolicy", FULL)["spec"]["ingress"]
+    (rule,) = [each for each in rules if each["ports"] == [{"port": "admin"}]]
+    monitor, named = rule["from"]
+    assert monitor["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "monitor"
+    assert named == {"namespaceSelector": {"matchLabels": {"team": "ops"}}}
+    settings = next(thing["data"]["server.yaml"] for thing in objects("everything") if "server.yaml" in thing.get("data", ()))
+    assert "admin:\n  port: 9003\n  token_file: /etc/tidegate-tokens/file\n" in settings
+
+
 def test_services_say_their_protocols() -> None:
     ports = {port["name"]: port for port in one("default", "Service", "demo-tidegate")["spec"]["ports"]}
     assert (ports["http"]["appProtocol"], ports["grpc"]["appProtocol"]) == ("http", "kubernetes.io/h2c")
@@ -211,7 +232,7 @@ def test_one_monitor_with_a_state_of_its_own() -> None:
     ("scenario", "said"),
     [
         ("default", ("port-forward service/demo-tidegate 8000:8000", "WARNING: anyone who reaches", "tells nobody but its log")),
-        ("everything", ("https://127.0.0.1:8000", "Authorization: Bearer", "8000:80")),
+        ("everything", ("https://127.0.0.1:8000", "Authorization: Bearer", "8000:80", "service/demo-inference-admin 9003")),
     ],
 )
 def test_the_notes_tell_how_to_send_the_first_request(scenario: str, said: tuple[str, ...]) -> None:

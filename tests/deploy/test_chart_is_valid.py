@@ -143,6 +143,8 @@ def test_the_monitor_reads_its_rules(scenario: str, tmp_path: Path) -> None:
         ("service: {type: External}", "/service/type"),
         ("server: {gpu: {count: 0}}", "/server/gpu/count"),
         ("server: {replicas: two}", "/server/replicas"),
+        ("admin: {enabled: true}", "admin.enabled needs auth.existingSecret"),
+        ("admin: {port: 8000}", "/admin/port"),
         ("surprise: 1", "'surprise' not allowed"),
         ("exporter: {enabled: true}", "exporter.enabled needs models.existingClaim or models.claim.create"),
     ],

@@ -30,6 +30,7 @@ def test_a_plan_has_defaults() -> None:
         ({"level": 5}, "--optimization-level 5: not built yet; built are 0, 1, 2, 3, 4"),
         ({"precisions": ("fp32", "int4")}, "--precisions int4: not built yet; built are fp32, fp16, int8"),
         ({"precisions": ()}, "--precisions names none"),
+        ({"precisions": ("int8wo",), "target": "tensorrt"}, "--precisions int8wo: TensorRT takes INT8 weights with INT8 activations only"),
         ({"precisions": ("fp16", "fp16")}, "names one twice"),
         ({"precisions": ("fp32", "bf16")}, "--precisions bf16: onnxruntime has no bf16 on CPUs, and a T4 none at all; ask for fp16"),
         ({"precisions": ("fp32", "fp16"), "output": Path("o.onnx")}, "--output takes one precision, not fp32, fp16"),

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ TIDEGATE = str(Path(sys.executable).with_name("tidegate"))
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     repository = tmp_path_factory.mktemp("models")
     place(repository, "linear", linear_model)
+    place(repository, "wide", partial(linear_model, outputs=2048))  # 8 KB a row, which the server compresses for who asks for that
     place(repository, "words", embedding_model, yaml="batching: {pad_axes: {tokens: [1]}}\n")
     recording = {"dir": str(tmp_path_factory.mktemp("recording"))}
     with in_thread(repository, grpc_port=0, recording=recording) as app:
@@ -70,9 +72,9 @@ TARGETS = [
 async def test_every_protocol_answers_and_tells_of_its_runs(app: App, target: dict[str, Any]) -> None:
     linear = {"model": "linear", "rows": [1, 4], "priority": 1, "timeout": "20s"}
     words = {"model": "words", "length": [2, 8], "tenant": "a", "values": WORDS}
-    found = await measured(scenario(target=target, mix=[linear, words]), address(app, target["protocol"]))
+    found = await measured(scenario(target=target, mix=[linear, words, {"model": "wide"}]), address(app, target["protocol"]))
     assert (found.outcome == Outcome.ANSWERED).all(), found.why
-    assert set(found.kind) == {0, 1}
+    assert set(found.kind) == {0, 1, 2}
     assert len(found.runs) == len(found.due)
     assert all(run.batch_rows >= 1 and run.compute > 0 for run in found.runs)
     assert (found.sent >= found.due).all()

@@ -116,7 +116,11 @@ runtimeClassName: {{ $server.gpu.runtimeClassName }}
 {{- $_ := set $own "drain_delay" .Values.server.drain.delay -}}
 {{- $_ := set $own "drain_timeout" .Values.server.drain.timeout -}}
 {{- if .Values.auth.existingSecret -}}
-{{- $_ := set $own "admin" (dict "token_file" (printf "/etc/tidegate-tokens/%s" .Values.auth.key)) -}}
+{{- $admin := dict "token_file" (printf "/etc/tidegate-tokens/%s" .Values.auth.key) -}}
+{{- if .Values.admin.enabled -}}{{- $_ := set $admin "port" .Values.admin.port -}}{{- end -}}
+{{- $_ := set $own "admin" $admin -}}
+{{- else if .Values.admin.enabled -}}
+{{- fail "admin.enabled needs auth.existingSecret: without tokens nobody could use the admin port" -}}
 {{- end -}}
 {{- if .Values.tls.existingSecret -}}
 {{- $tls := dict "certfile" "/etc/tidegate-tls/tls.crt" "keyfile" "/etc/tidegate-tls/tls.key" -}}

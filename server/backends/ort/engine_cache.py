@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from pathlib import Path
 
 from server.backends.base import VariantSpec
 from server.backends.nvidia.cuda import DeviceFacts
+from server.backends.nvidia.folders import private_folder
 from server.backends.ort.providers import cache_options
-from server.errors import ModelDefect
 
 MADE_FOR = "made_for.json"
-_ADVICE = "name another folder by `engine_cache`"
 
 
 def engine_cache(spec: VariantSpec, facts: DeviceFacts, versions: tuple[str, ...]) -> dict[str, str]:
-    """The provider's options for the cache; {} without a folder for it. Makes the folders. Raises ModelDefect for one that isn't safe.
+    """The provider's options for the cache; {} without a folder for it. Makes the folders. Raises ModelDefect for one that
+    isn't safe.
 
     `versions` are those of what builds: TensorRT's and onnxruntime's.
     """
@@ -38,16 +36,3 @@ def engine_cache(spec: VariantSpec, facts: DeviceFacts, versions: tuple[str, ...
         private_folder(folder)
     (engines / MADE_FOR).write_text(made_for + "\n")
     return cache_options(str(engines), str(timings))
-
-
-def private_folder(folder: Path) -> None:
-    """Make a folder that nobody else writes to, or check that it's one. Raises ModelDefect."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat(follow_symlinks=False)
-    except OSError as error:
-        raise ModelDefect(f"engine cache {folder}: can't be made: {error.strerror}; {_ADVICE}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise ModelDefect(f"engine cache {folder}: isn't a folder that this user alone writes to; engines are machine code: {_ADVICE}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ModelDefect(f"engine cache {folder}: can't be written to; {_ADVICE}")

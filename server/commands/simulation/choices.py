@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.backends.latency_table import BUILT_IN, Curve, read_table
-from server.config import Seconds, Timeout
 from server.errors import ConfigError
+from server.quantities import Seconds, Timeout
 from server.validation import complaints
 
 

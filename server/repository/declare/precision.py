@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from server.config import Seconds, Share, Timeout
+from server.quantities import Seconds, Share, Timeout
 from server.validation import KeyPath
 
 REFERENCE = "fp32"

@@ -11,6 +11,7 @@ from server.errors import ModelDefect
 from server.padding import NO_PADDING, Padding
 from server.repository.configs.reading import config_path
 from server.repository.declare.expected import Expected
+from server.repository.devices.engines import EngineBuild
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig, TensorConfig
 from server.repository.onnx_files import Value
@@ -25,7 +26,7 @@ MAX_LABELS_BYTES = 1 << 20
 class Loadable:
     """One version, checked and ready to be opened. `trust_batch_axis`: the manifest or model.yaml vouches for the rows. `padding` is
     what model.yaml asks for; whether the model bears it is for lanes.pad_proof to say. `note` is for everyone who sees it served.
-    `expected` are the precisions that the version has here."""
+    `expected` are the precisions that the version has here. `build` is the engine that's to be built while something else serves."""
 
     config: ModelConfig
     spec: VariantSpec
@@ -34,6 +35,7 @@ class Loadable:
     padding: Padding = NO_PADDING
     note: str = ""
     expected: Expected = field(default_factory=dict)
+    build: EngineBuild | None = None
 
 
 def specs_said(entry: Entry, section: str, tensors: Mapping[str, TensorConfig]) -> tuple[TensorSpec, ...]:

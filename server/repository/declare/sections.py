@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from server.config import Bytes, Timeout
+from server.quantities import Bytes, Timeout
 from server.repository.model_values import MAX_RANK, VERSION_PATTERN
 from server.units import size
 
@@ -66,7 +66,7 @@ class Accelerator(_Section):
     """How onnxruntime runs an ONNX file on an NVIDIA GPU."""
 
     provider: Literal["cuda", "tensorrt"] = Field(
-        default="cuda", description="cuda: its own kernels; tensorrt: engines that TensorRT builds at load, and keeps (`engine_cache`)."
+        default="cuda", description="cuda: its own kernels; tensorrt: engines that TensorRT builds at load, and keeps (`engines.cache`)."
     )
     memory: Bytes | None = Field(default=None, description="Most that its arena takes of the GPU, for each lane, such as 4GiB.")
     arena: Literal["exact", "double"] = Field(

@@ -5,16 +5,16 @@ Without those shapes the TensorRT provider would build an engine anew, for minut
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from server.config import Settings
 from server.repository.configs.reading import said_wrong
 from server.repository.declare.sections import Accelerator
+from server.repository.devices.engines import cache_folder
 from server.repository.manifest import file_sha256
 from server.repository.model_config import Batching, ModelConfig
-from server.repository.onnx_files import Value
+from server.repository.onnx_files import Value, read_onnx
 from server.repository.store import Entry
 from server.tensors import TensorSpec
 
@@ -42,12 +42,13 @@ def accelerator_options(
         )
     least, likely, most = _rows(config.batching)
     profile = {spec.name: tuple(_shape(spec, rows, place) for place, rows in enumerate((least, likely, most))) for spec in inputs}
-    return {**options, "profile": profile, "sha256": file_sha256(path), "cache": str(settings.engine_cache or default_cache(os.environ))}
+    return {**options, "profile": profile, "content": _content(path), "cache": str(cache_folder(settings.engines))}
 
 
-def default_cache(environment: Mapping[str, str]) -> Path:
-    """The folder for engines where no setting names one: in the user's cache."""
-    return Path(environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/")) / ".cache") / "tidegate" / "engines"
+def _content(path: Path) -> str:
+    """What tells the file from every other, weights beside it included: an engine of it has them in it."""
+    files = [path, *(path.parent / name for name in sorted(read_onnx(path).external))]
+    return " ".join(file_sha256(file) for file in files)
 
 
 def whole(values: Iterable[Value], specs: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -20,7 +20,7 @@ ONE = np.ones((1, 16), np.float32)
 
 def serving_side(app: App) -> InferProtocol:
     """The server's end of the only connection."""
-    (protocol,) = app.http._state.connections
+    (protocol,) = app.http.main.open_connections
     assert isinstance(protocol, InferProtocol)
     return protocol
 

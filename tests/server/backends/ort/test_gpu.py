@@ -25,31 +25,12 @@ from server.backends.ort.backend import OnnxRuntimeBackend
 from server.backends.ort.engine_cache import MADE_FOR, engine_cache
 from server.backends.ort.gpu import OnnxRuntimeOnGpu
 from server.backends.ort.providers import CUDA, TENSORRT, gpu_providers
-from server.backends.ort.session import create, session_options
 from server.errors import BackendFailure, DeviceLost, DeviceMemory, InvalidRequest, ModelDefect
 from server.tensors import DTYPES, TensorSpec
 from tests.nvidia.fake_gpu import T4, FakeGpu
+from tests.nvidia.fake_session import opened_on
 from tests.nvidia.ort_options import used, written
 from tests.server.models import embedding_model, identity_model, linear_model, value, write_model
-
-
-class OnStream:
-    """A session that computes on a stream: what the stream was given before is done first. Notes how outputs were bound."""
-
-    def __init__(self, session: Any, gpu: FakeGpu) -> None:
-        self._session, self._gpu = session, gpu
-        self.fails: Exception | None = None
-        self.options: Any = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        self.options = options
-        self._gpu.flush()
-        if self.fails is not None:
-            raise self.fails
-        self._session.run_with_iobinding(binding, options)
 
 
 def variant(path: Path, **changes: Any) -> VariantSpec:
@@ -59,9 +40,7 @@ def variant(path: Path, **changes: Any) -> VariantSpec:
 
 
 def opened(path: Path, gpu: FakeGpu, **changes: Any) -> OnnxRuntimeOnGpu:
-    spec = variant(path, **changes)
-    session = OnStream(create(spec, session_options(spec), ["CPUExecutionProvider"]), gpu)
-    return OnnxRuntimeOnGpu(spec, session, gpu, gpu.stream(), ("cpu", 0))
+    return opened_on(variant(path, **changes), gpu)
 
 
 @pytest.fixture
@@ -296,7 +275,7 @@ def test_every_name_is_in_onnxruntimes_libraries() -> None:
 
 
 def cached(root: Path, facts: DeviceFacts = T4, versions: tuple[str, ...] = ("10.16.1.11", "1.31.1"), **changes: Any) -> Path:
-    options = {"provider": "tensorrt", "sha256": "a" * 64, "cache": str(root), **changes}
+    options = {"provider": "tensorrt", "content": "a" * 64, "cache": str(root), **changes}
     found = engine_cache(variant(Path("m.onnx"), options=options), facts, versions)
     assert (found["trt_engine_cache_enable"], found["trt_timing_cache_enable"]) == ("1", "1")
     return Path(found["trt_engine_cache_path"])
@@ -306,7 +285,7 @@ def test_each_file_machine_version_and_setting_has_its_own_folder(tmp_path: Path
     root = tmp_path / "engines"
     folders = [
         cached(root),
-        cached(root, sha256="b" * 64),
+        cached(root, content="b" * 64),
         cached(root, DeviceFacts("Tesla T4", "7.5", "13.1", 16 << 30)),
         cached(root, versions=("10.13.2.6", "1.31.1")),
         cached(root, workspace=1 << 30),
@@ -336,7 +315,7 @@ def test_a_folder_that_others_write_to_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ModelDefect, match=r"can't be made: .*name another folder by `engine_cache`"):
+    with pytest.raises(ModelDefect, match=r"can't be made: .*name another folder by `engines.cache`"):
         cached(tmp_path / "file")
 
 

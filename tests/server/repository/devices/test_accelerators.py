@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from server.config import LaneDefaults, Settings
+from server.config import Engines, LaneDefaults, Settings
 from server.errors import ModelDefect
 from server.repository.configs.reading import read_model_config
-from server.repository.devices.accelerators import default_cache
+from server.repository.devices.engines import default_cache
 from server.repository.loader import describe
 from server.repository.manifest import file_sha256
 from server.repository.store import Entry
-from tests.server.models import embedding_model, linear_model, place, place_with_manifest
+from tests.server.models import embedding_model, external_model, linear_model, place, place_with_manifest
 from tests.server.repository.test_loader import described
 
 
@@ -39,11 +40,13 @@ def test_cuda_is_the_default(tmp_path: Path) -> None:
 
 
 def test_tensorrt_gets_the_shapes_that_will_come(tmp_path: Path) -> None:
-    found = options(tmp_path, "accelerator: {provider: tensorrt, workspace: 2GiB}\nbatching: {max_rows: 32}\n", engine_cache=tmp_path / "e")
+    found = options(
+        tmp_path, "accelerator: {provider: tensorrt, workspace: 2GiB}\nbatching: {max_rows: 32}\n", engines=Engines(cache=tmp_path / "e")
+    )
     assert found["profile"] == {"x": ((1, 8), (8, 8), (32, 8))}
     assert found["workspace"] == 2 << 30
     assert found["cache"] == str(tmp_path / "e")
-    assert found["sha256"] == file_sha256(tmp_path / "net" / "1" / "model.onnx")
+    assert found["content"] == file_sha256(tmp_path / "net" / "1" / "model.onnx")
 
 
 def test_it_is_tuned_for_the_preferred_rows(tmp_path: Path) -> None:
@@ -129,3 +132,12 @@ def test_tritons_accelerators_are_for_gpus(tmp_path: Path) -> None:
     (entry / "config.pbtxt").write_text('optimization { execution_accelerators { gpu_execution_accelerator: [ { name: "tensorrt" } ] } }')
     assert described(entry).spec.options == {}
     assert described(entry, device="cuda:0").spec.options["provider"] == "tensorrt"
+
+
+def test_weights_beside_the_file_are_part_of_it(tmp_path: Path) -> None:
+    entry = place(tmp_path, "net", lambda path: external_model(path, "weights.bin"), yaml="accelerator: {provider: tensorrt}\n")
+    contents = []
+    for factor in (1, 2):
+        (np.eye(4, dtype=np.float32) * factor).tofile(entry / "1" / "weights.bin")
+        contents.append(described(entry, device="cuda:0").spec.options["content"])
+    assert contents[0] != contents[1]

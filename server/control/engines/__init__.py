@@ -1,0 +1,1 @@
+"""TensorRT engines that the server has built on its own GPU."""

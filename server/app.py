@@ -83,7 +83,7 @@ class App:
         self.fleet = fleet_of(settings, self.events, self.journal, self.recorder)
         changes = Changes(self.events, self.journal)
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
-        self.splits = Splits(self.table, self.router, self.events, self.journal)
+        self.splits = Splits(self.table, self.router, self.events, self.journal, self.recorder)
         self.control.share_out_by(self.splits)
         self.trials = Trials(self.table, self.splits, self.events, self.journal, self.fleet, self.recorder)
         self.control.frozen = self.trials.frozen

@@ -197,6 +197,18 @@ CANARY_VERDICTS = Metric(
 EXPERIMENT_CUT_OFF = Metric(
     "tidegate_experiment_cut_off", "gauge", "1 while the state can't be reached and so the baseline answers everything.", ("model",)
 )
+_SHADOW = ("model", "version")
+SHADOW_REQUESTS = Metric(
+    "tidegate_shadow_requests_total",
+    "counter",
+    "Requests that another version answered and that were offered to this one for comparison: same, differs, dropped (no copy), failed.",
+    (*_SHADOW, "result"),
+)
+SHADOW_MAX_ABS = Metric("tidegate_shadow_max_abs", "gauge", "Largest difference of a number in answers that were compared.", _SHADOW)
+SHADOW_COSINE = Metric("tidegate_shadow_cosine", "gauge", "Mean cosine between rows of answers that were compared.", _SHADOW)
+SHADOW_TOP1 = Metric(
+    "tidegate_shadow_top1_disagreement_ratio", "gauge", "Share of compared rows of class scores whose best class differs.", _SHADOW
+)
 _GPU = ("gpu",)
 GPU_UTILIZATION = Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU)
 GPU_MEMORY_USED = Metric("tidegate_gpu_memory_used_bytes", "gauge", "GPU memory in use.", _GPU)
@@ -245,6 +257,10 @@ _ALL = (
         GUARD_LOW,
         GUARD_HIGH,
         EXPERIMENT_CUT_OFF,
+        SHADOW_REQUESTS,
+        SHADOW_MAX_ABS,
+        SHADOW_COSINE,
+        SHADOW_TOP1,
         SEQUENCES,
         CACHE_LOOKUPS,
         CACHE_BYTES,

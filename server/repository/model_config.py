@@ -33,7 +33,6 @@ _TENANT = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 NOT_BUILT: Mapping[tuple[str, ...], tuple[str, ...]] = MappingProxyType(
     {
         (): ("recording", "signature"),
-        ("routing",): ("shadow",),
     }
 )
 """Keys of the design that no part of this release acts on, by the section they stand in."""
@@ -225,6 +224,8 @@ class ModelConfig(_Section):
     def _stays(self) -> ModelConfig:
         if self.sequence is not None and self.routing != Routing():
             raise ValueError("routing: a model with a `sequence` keeps state between requests, so one version must have them all")
+        if self.decoupled and self.routing.shadow is not None:
+            raise ValueError("routing.shadow: a decoupled model gives any number of answers, so they aren't compared")
         return self
 
 

@@ -181,7 +181,7 @@ def _offered(versions: list[str], said: Versions) -> list[str]:
 def _namer(version: str, config: ModelConfig) -> str:
     """What names a version that isn't there."""
     if version in config.routing.versions:
-        return "routing.weights"
+        return "routing"
     return "versions.policy" if version in config.versions.policy else "what was set by the admin API"
 
 

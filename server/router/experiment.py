@@ -15,7 +15,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from server.errors import ConfigError
-from server.router.evidence import UNIT, Arm, Evidence, Stratum, Sums, add_up
+from server.router import agreement
+from server.router.evidence import NOTHING, UNIT, Arm, Evidence, Stratum, Sums, add_up
 from server.router.martingales import FEWER, MORE, half_width, normal_mixture, risk_ratio, share_mixture
 from server.validation import nearest
 
@@ -29,11 +30,13 @@ RATIO_ALPHA = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`event`: values are 0 or 1. `relative`: its margin is a share of the baseline's mean. `lower`: less is worse."""
+    """`event`: values are 0 or 1. `relative`: its margin is a share of the baseline's mean. `lower`: less is worse. `alone`: only the
+    canary has values, and what is tested is whether their share is more or less than the margin."""
 
     event: bool
     relative: bool = False
     lower: bool = False
+    alone: bool = False
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -43,6 +46,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "slow": Metric(event=True),  # longer than the objective
         "outcome": Metric(event=True, lower=True),  # a click, a right label
         "rating": Metric(event=False, relative=True, lower=True),
+        "agreement": Metric(event=True, alone=True),  # shadow copies whose answers differ from the baseline's
     }
 )
 EXPOSURES = "errors"
@@ -125,6 +129,8 @@ def mismatch(evidence: Evidence) -> float | None:
 def estimate(guard: Guard, evidence: Evidence, alpha: float) -> Estimate:
     """A guard's figures from all strata."""
     metric, found = METRICS[guard.metric], evidence.strata(guard.metric)
+    if metric.alone:
+        return _alone(guard, agreement.canary_blocks(found), alpha)
     arms = evidence.total(guard.metric, Arm.BASELINE), evidence.total(guard.metric, Arm.CANARY)
     strata = [_Stratum(percent / 100, one.baseline, one.canary) for percent, one in found.items() if 0 < percent < 100]
     strata = [one for one in strata if min(one.baseline.n, one.canary.n) >= LEAST_VALUES]
@@ -141,6 +147,17 @@ def estimate(guard: Guard, evidence: Evidence, alpha: float) -> Estimate:
     proof = float(normal_mixture(room, excess_variance * effect, margin))
     harm = _harm(metric, strata) / effect if metric.event else float(normal_mixture(worse, variance * effect, margin))
     return Estimate(guard.metric, *arms, worse, worse - width, worse + width, harm, proof, effect)
+
+
+def _alone(guard: Guard, blocks: Sequence[Sums], alpha: float) -> Estimate:
+    """The figures of a metric that only the canary has."""
+    whole = add_up(blocks)
+    if len(blocks) < LEAST_BLOCKS or whole.n < LEAST_VALUES:
+        return Estimate(guard.metric, NOTHING, whole)
+    effect = agreement.scatter(blocks)
+    harm, proof = (agreement.beyond(whole.sum, whole.n, guard.margin, prior) / effect for prior in (agreement.OFTENER, agreement.RARER))
+    low, high = agreement.bounds(whole, effect, guard.margin, alpha)
+    return Estimate(guard.metric, NOTHING, whole, whole.mean, low, high, harm, proof, effect)
 
 
 def design_effect(strata: Mapping[float, Stratum]) -> float:

@@ -15,8 +15,10 @@ from monitor.actions import Actions
 from monitor.alerts import Alert, Level, State
 from monitor.rules.settings import Action
 from monitor.store import Store
+from server.control.routing.trial import Kind
+from server.control.routing.wishes import canary_wish
 from tests.monitor.pages_served import reply, serving
-from tests.server.models import place
+from tests.server.models import place, place_versions
 from tests.server.running import infer_json, running, wire
 from tests.server.test_ladder_serving import place_emulated
 
@@ -64,6 +66,22 @@ async def test_a_precision_is_stepped(tmp_path: Path) -> None:
     assert outcomes == ["done", "failed: the server answered 400"]  # there's nothing below INT8
     assert (event.who, event.was, event.now) == ("anonymous", "fp32", "int8")
     assert event.why == "alert InferenceLatency (by m)"
+
+
+async def test_a_canary_is_rolled_back(tmp_path: Path) -> None:
+    place_versions(tmp_path / "models", "m", [1, 2], 'versions: {policy: all}\nrouting: {weights: {"1": 100}}\n')
+    alert = replace(ALERT, labels=(("model", "m"),))
+    async with running(tmp_path / "models") as app:
+        url = f"http://{app.addresses.http}"
+        actions = Actions({"undo": Action(do="rollback_canary", url=url, at_most=5)}, Store(tmp_path / "state.db"), "monitor-1")
+        none = (await actions.take("undo", alert, 0.0)).text
+        assert (none.startswith("failed: the server has no "), "(404)" in none) == (True, True)
+        await app.trials.start(Kind.CANARY, canary_wish("m", {"version": "2"}, 0.0), "ann")
+        assert (await actions.take("undo", alert, 1.0)).text == "done"
+        trial, running_ = app.trials.find("m", Kind.CANARY)
+        assert (trial.state, trial.why, running_) == ("aborted", "alert InferenceLatency", None)
+        assert (await app.events.since())[-1].who == "anonymous (monitor-1)"
+        assert (await actions.take("undo", alert, 2.0)).text == "done"  # once more is no harm
 
 
 def test_shedding_needs_to_know_whom() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from server.control.routing.running import Running
+from server.control.routing.shadows import show_shadow
 from server.control.routing.trial import Kind, Trial
 from server.control.routing.views import scale_of
 from server.metrics.recorder import Recorder
@@ -37,6 +38,8 @@ class Figures:
         if trial.kind is Kind.CANARY:
             gauge("tidegate_canary_step", of, lambda: running.trial.step + 1.0)
             gauge("tidegate_canary_share_ratio", of, lambda: running.trial.share / 100)
+        if running.shadow is not None:
+            show_shadow(self._recorder, trial.model, running.shadow)
         gauge("tidegate_experiment_cut_off", of, lambda: float(running.cut_off))
         for arm, version in ((Arm.BASELINE, trial.baseline), (Arm.CANARY, trial.canary)):
             labels = {**of, "version": version, "arm": arm.value}

@@ -12,6 +12,7 @@ from server.router.evidence import Arm, Evidence, Sums
 from server.router.experiment import EXPOSURES, Report
 from server.router.live.exposures import Exposures
 from server.router.live.exposures import Report as Reported
+from server.router.live.shadow import Shadow
 from server.router.live.tally import Scope, Tally, finite
 from server.router.rules import split
 from server.router.table import ServedVersion, ServingTable, State
@@ -39,6 +40,8 @@ class Running:
         self.report: Report | None = None
         self.not_finite = 0
         self.cut_off = False
+        guarded = any(guard.metric == "agreement" for guard in trial.plan.guards)
+        self.shadow = Shadow(table, trial.model, trial.canary, self._compared) if guarded else None
         self._table = table
         self._tallies: list[Tally] = []
         self._told: list[tuple[str, float, Arm, float]] = []  # outcomes that were reported since the last look
@@ -52,7 +55,7 @@ class Running:
         trial = self.trial
         rules = split(trial.model, trial.weights, trial.id)
         self._tallies.append(Tally(Scope(trial.canary, trial.share, trial.objective), self.exposures, self._suspect))
-        return Traffic(rules, trial.sticky, self._tallies[-1])
+        return Traffic(rules, trial.sticky, self._tallies[-1], self.shadow)
 
     def baseline_only(self) -> Traffic:
         """What does while it isn't known how the trial stands."""
@@ -66,9 +69,8 @@ class Running:
         """What was counted here since the last time."""
         seen = Evidence()
         for tally in list(self._tallies):
-            for arm, counts in tally.arms.items():
-                for metric, sums in counts.take():
-                    seen.count(metric, tally.scope.stratum, arm, sums, now)
+            for metric, arm, sums in tally.take():
+                seen.count(metric, tally.scope.stratum, arm, sums, now)
             if tally is not self._tallies[-1] and not tally.open:
                 self._tallies.remove(tally)
                 for arm, counts in tally.arms.items():
@@ -105,6 +107,9 @@ class Running:
     def _count(self) -> int:
         served = self._table.version(self.trial.model, self.trial.canary)
         return sum(served.engine.supervisor.restarts.values()) if served is not None and served.engine is not None else 0
+
+    def _compared(self, differs: bool) -> None:
+        self._tallies[-1].told(differs)
 
     def _suspect(self, request: InferRequest, response: InferResponse) -> None:
         """An answer of the canary isn't finite: it's the canary's doing only where the request is, and the baseline's answer to it."""

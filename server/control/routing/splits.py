@@ -10,9 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from time import time
 from typing import Any, TypeAlias
 
+from server.control.routing.shadows import show_shadow
 from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from server.logs import Journal
+from server.metrics.recorder import Recorder
 from server.repository.declare.routing import Routing, Sticky, read_sticky, weights_fault
+from server.router.live.shadow import Shadow
 from server.router.router import Router
 from server.router.rules import split
 from server.router.table import ServingTable
@@ -32,16 +35,18 @@ Weights: TypeAlias = Mapping[str, float]
 class Splits:
     """By model's name. `also` are the versions that are to be loaded beside those of the version policy; `load` has that done."""
 
-    def __init__(self, table: ServingTable, router: Router, events: Events, journal: Journal) -> None:
+    def __init__(self, table: ServingTable, router: Router, events: Events, journal: Journal, recorder: Recorder) -> None:
         self.also: dict[str, tuple[str, ...]] = {}
         self.load: Load = _nothing
         self._table = table
         self._router = router
         self._events = events
         self._journal = journal
+        self._recorder = recorder
         self._declared: dict[str, Routing] = {}
         self._chosen: dict[str, Weights] = {}
         self._trials: dict[str, Traffic] = {}
+        self._shadows: dict[str, Shadow] = {}
 
     async def restore(self) -> None:
         """Take up what the state holds. A document that makes no sense is left, and told of. Raises Unavailable."""
@@ -101,6 +106,7 @@ class Splits:
             "declared": declared.weights,
             "chosen": chosen,
             "sticky": declared.sticky,
+            "shadow": declared.shadow,
             "ready": sorted(self._table.ready(model), key=int),
         }
 
@@ -171,10 +177,22 @@ class Splits:
         trial, weights = self._trials.get(model), self.weights(model)
         chosen = {version for version, weight in self._chosen.get(model, {}).items() if weight > 0}
         self.also[model] = tuple(chosen.union(trial.rules.versions if trial is not None and trial.rules is not None else ()))
-        if trial is not None:
-            self._router.steer(model, trial)
-        else:
-            self._router.steer(model, Traffic(split(model, weights), self.sticky(model)) if weights is not None else None)
+        traffic = trial or (Traffic(split(model, weights), self.sticky(model)) if weights is not None else None)
+        if (shadow := self._shadow(model)) is not None:
+            traffic = traffic or Traffic(None, None)
+            traffic.shadow = traffic.shadow or shadow
+        self._router.steer(model, traffic)
+
+    def _shadow(self, model: str) -> Shadow | None:
+        """What copies requests as model.yaml says: the same as long as it says so."""
+        version, known = self._declared.get(model, NOTHING).shadow, self._shadows.get(model)
+        if version is None:
+            self._shadows.pop(model, None)
+            return None
+        if known is None or known.version != version:
+            known = self._shadows[model] = Shadow(self._table, model, version, lambda differs: None)
+            show_shadow(self._recorder, model, known)
+        return known
 
     def _told(self, model: str) -> str:
         return told(self.weights(model))

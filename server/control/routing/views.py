@@ -40,6 +40,7 @@ def shown(trial: Trial, running: Running | None, now: float) -> dict[str, Any]:
         "guards": {guard.metric: guard.margin for guard in plan.guards},
         "objective_s": trial.objective or None,
         "sticky": None if trial.sticky is None else str(trial.sticky),
+        **({} if running is None or running.shadow is None else {"shadow": dict(running.shadow.results)}),
         **({} if running is None else {"crashes": running.crashes, "not_finite": running.not_finite, "cut_off": running.cut_off}),
         **(trial.said if running is None else said_of(running, trial)),
     }

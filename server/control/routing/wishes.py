@@ -16,7 +16,7 @@ from server.validation import nearest
 
 CANARY_WORDS = frozenset(("version", "baseline", "steps", "min_samples", "min_seconds", "alpha", "guards", "objective", "sticky"))
 EXPERIMENT_WORDS = frozenset(("version", "baseline", "share", "alpha", "metrics", "objective", "sticky"))
-MARGINS: Mapping[str, float] = {"errors": 0.01, "latency": 0.1, "slow": 0.05, "outcome": 0.02, "rating": 0.05}
+MARGINS: Mapping[str, float] = {"errors": 0.01, "latency": 0.1, "slow": 0.05, "outcome": 0.02, "rating": 0.05, "agreement": 0.05}
 """Where a guard is named without one."""
 NEED_OBJECTIVE = frozenset(("latency", "slow"))
 MOST_STEPS = 20
@@ -46,7 +46,10 @@ def experiment_wish(model: str, said: Mapping[str, Any], objective: float) -> Wi
     share = _number(said, "share", 50.0)
     if not 0 < share < 100:
         raise InvalidRequest(f"share: expected a percentage between 0 and 100, got {share:g}")
-    return _wish(model, said, objective, (share, 100.0), "metrics")
+    wish = _wish(model, said, objective, (share, 100.0), "metrics")
+    if any(guard.metric == "agreement" for guard in wish.plan.guards):
+        raise InvalidRequest("metrics: 'agreement' is a canary's guard: it has no two arms to compare")
+    return wish
 
 
 def _wish(model: str, said: Mapping[str, Any], objective: float, steps: tuple[float, ...], word: str) -> Wish:

@@ -100,6 +100,10 @@ def _weights(value: object) -> object:
     return weights
 
 
+def _version(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Weights = Annotated[
     dict[str, float],
     BeforeValidator(_weights),
@@ -121,6 +125,12 @@ class Routing(BaseModel):
         description="Where the key stands by which a client stays with its version: header:NAME, parameter:NAME or id (the request's).",
     )
 
+    shadow: Annotated[
+        str | None, BeforeValidator(_version), WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": VERSION_PATTERN})
+    ] = Field(
+        default=None, pattern=VERSION_PATTERN, description="A version that gets copies of requests, whose answers are compared and dropped."
+    )
+
     @field_validator("sticky")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:
@@ -129,4 +139,5 @@ class Routing(BaseModel):
     @property
     def versions(self) -> tuple[str, ...]:
         """The versions that it sends requests to."""
-        return tuple(version for version, weight in (self.weights or {}).items() if weight > 0)
+        shadow = () if self.shadow is None else (self.shadow,)
+        return tuple(dict.fromkeys((*(one for one, weight in (self.weights or {}).items() if weight > 0), *shadow)))

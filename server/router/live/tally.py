@@ -35,15 +35,11 @@ class Counts:
     def take(self) -> Iterator[tuple[str, Sums]]:
         """What was counted, by metric; then nothing is."""
         if self.n:
-            yield EXPOSURES, _events(self.n, self.failed)
+            yield EXPOSURES, Sums.of_events(self.n, self.failed)
         if self.timed:
             yield "latency", Sums(self.timed, self.units, self.squares)
-            yield "slow", _events(self.timed, self.slow)
+            yield "slow", Sums.of_events(self.timed, self.slow)
         self.n = self.failed = self.timed = self.units = self.squares = self.slow = 0
-
-
-def _events(n: int, happened: int) -> Sums:
-    return Sums(n, happened * UNIT, happened * UNIT * UNIT)
 
 
 class Scope(NamedTuple):
@@ -57,7 +53,7 @@ class Scope(NamedTuple):
 class Tally:
     """`unsound` is called with each of the canary's answers that isn't finite; `exposures` remember who got what."""
 
-    __slots__ = ("_limit", "arms", "exposures", "open", "scope", "unsound")
+    __slots__ = ("_limit", "arms", "compared", "differing", "exposures", "open", "scope", "unsound")
 
     def __init__(self, scope: Scope, exposures: Exposures, unsound: Callable[[InferRequest, InferResponse], None]) -> None:
         self.scope = scope
@@ -65,6 +61,7 @@ class Tally:
         self.unsound = unsound
         self.arms = {Arm.BASELINE: Counts(), Arm.CANARY: Counts()}
         self.open = 0
+        self.compared = self.differing = 0  # shadow copies since they were last taken
         self._limit = TRUNCATED * scope.objective
 
     def begin(self, request: InferRequest, version: str, on_response: OnResponse) -> Watch:
@@ -74,6 +71,20 @@ class Tally:
         if request.id or request.sticky:
             self.exposures.add(request.id, request.sticky, arm, self.scope.stratum)
         return Watch(self, arm, request, on_response)
+
+    def take(self) -> Iterator[tuple[str, Arm, Sums]]:
+        """What was counted, by metric and arm; then nothing is."""
+        for arm, counts in self.arms.items():
+            for metric, sums in counts.take():
+                yield metric, arm, sums
+        if self.compared:
+            yield "agreement", Arm.CANARY, Sums.of_events(self.compared, self.differing)
+        self.compared = self.differing = 0
+
+    def told(self, differs: bool) -> None:
+        """A shadow copy's answer was compared with the baseline's."""
+        self.compared += 1
+        self.differing += differs
 
     def answered(self, arm: Arm, request: InferRequest, response: InferResponse) -> None:
         """A request has its answer."""

@@ -175,7 +175,7 @@ async def test_a_version_that_is_not_ready_falls_to_the_others_and_says_so(tmp_p
     async with served(tmp_path) as (app, line, _):
         broken = app.table.version("m", "7")
         assert broken is not None
-        assert "no such folder, but routing.weights names it" in broken.reason
+        assert "no such folder, but routing names it" in broken.reason
         answer = await line.ask(infer_json("m", ROWS, parameters={"explain": True}))
         assert (answer.json()["model_version"], answer.json()["parameters"]["route_reason"]) == ("1", "weights_not_ready")
 

@@ -195,7 +195,7 @@ def _switch(address: str, precision: str) -> None:
         f"http://{address}/admin/models/minilm/precision", json.dumps({"active": precision}).encode(), method="PUT"
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
-        if json.load(answer)["active"] != precision:
+        if json.load(answer)["versions"][0]["active"] != precision:
             raise BenchError(f"the server didn't switch to {precision}")
 
 

@@ -18,6 +18,7 @@ from server.config import Settings
 from server.control.engines.builds import EngineBuilds
 from server.control.overrides import Wish
 from server.control.precision.precisions import ASKED, Precisions
+from server.control.precision.stepping import Stepping
 from server.control.routing.splits import Splits
 from server.control.versions import NOT_LOADED, UNLOADED, Versions
 from server.ensemble import Start
@@ -57,6 +58,8 @@ class ControlPlane:
         self.admissions = self._versions.residents.admissions
         self.precisions = Precisions(self._versions, table, journal, changes)
         self.engines = EngineBuilds(self._versions, table, settings.engines, journal)
+        self.stepping = Stepping(table, self, recorder, journal)
+        self.precisions.sections["stepping"] = self.stepping.told
         self._wanted: set[str] = set()  # the models that were to be loaded; `ready` waits for them
         self._work: set[asyncio.Task[None]] = set()
         self.frozen: set[str] = set()  # models whose ladder mustn't step now: an experiment runs on them
@@ -84,6 +87,7 @@ class ControlPlane:
             self._wanted.update(parts)
             due += parts
         self.loaded = True
+        self._start(self.stepping.run())
         if watcher is not None:
             self._start(self._poll(watcher))
 
@@ -192,6 +196,18 @@ class ControlPlane:
     async def unpin(self, name: str, precision: str, who: str, why: str = ASKED, version: str = "") -> None:
         """Let a precision answer again. Raises NotFound, InvalidRequest where it isn't pinned out."""
         await self._to_its_end(self.precisions.unpin(name, precision, (who, why), version))
+
+    def chosen(self, name: str) -> str | None:
+        """The precision that an operator chose over the model's own configuration and its ladder, None for none."""
+        return self.precisions.chosen(name)
+
+    def stepped(self, name: str) -> str | None:
+        """The precision that the server stepped to by itself, None while the model's own configuration says."""
+        return self.precisions.stepped(name)
+
+    def switching(self, name: str) -> bool:
+        """Whether a model is being loaded or switched just now."""
+        return self._versions.lock(name).locked()
 
     def share_out_by(self, splits: Splits) -> None:
         """Have `splits` told of what models' configurations say, and the versions that it names loaded."""

@@ -10,11 +10,7 @@ from collections.abc import Mapping
 from server.metrics import catalogue
 from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, Metric
 
-_LATER = (
-    Metric("tidegate_active_precision", "gauge", "1 for the precision that answers.", MODEL_LABELS),
-    Metric("tidegate_drift_statistic", "gauge", "The drift guard's statistic; it falls back at its bound.", MODEL_LABELS),
-    Metric("tidegate_canary_step", "gauge", "Share of the traffic that the canary has.", ("model", "version")),
-)
+_LATER = (Metric("tidegate_drift_statistic", "gauge", "The drift guard's statistic; it falls back at its bound.", MODEL_LABELS),)
 _HOST = (
     Metric("tidegate_host_cpu_utilization_ratio", "gauge", "Share of the machine's CPU time in use."),
     Metric("tidegate_host_memory_utilization_ratio", "gauge", "Share of the machine's memory in use."),

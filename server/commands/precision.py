@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import orjson
@@ -22,6 +22,7 @@ Model = Annotated[str, typer.Argument(help="The model's name.")]
 Url = Annotated[str, typer.Option(help="The server's HTTP address.")]
 TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token of class control; else TIDEGATE_TOKEN, if set.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as it is.")]
+Direction = Literal["down", "up"]
 LOCAL = "http://127.0.0.1:8000"
 
 
@@ -46,6 +47,20 @@ def set_(
 ) -> None:
     """Switch a model to a precision, over its model.yaml until it's cleared. No request sees it; returns once it answers."""
     _ask("PUT", _path(model), url, token_file, json, wish={"active": active})
+
+
+@app.command()
+def step(
+    model: Model,
+    direction: Annotated[Direction, typer.Argument(help="down to what is faster, up to what is more exact.")] = "down",
+    reason: Annotated[str, typer.Option(help="Why, for the log of events.")] = "",
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    json: Json = False,
+) -> None:
+    """Step a model once, whatever its load. Under policy ladder the server steps on from there by itself."""
+    wish = {"direction": direction, **({"reason": reason} if reason else {})}
+    _ask("POST", f"{_path(model)}/step", url, token_file, json, wish=wish)
 
 
 @app.command()
@@ -98,6 +113,7 @@ def _print(url: str, body: bytes) -> None:
         said = orjson.loads(body)
         rows = [(version["version"], *_row(variant)) for version in said["versions"] for variant in version["variants"]]
         chosen, stepped, configured = said["chosen"], said["stepped"], {version["configured"] for version in said["versions"]}
+        steps = None if (stepping := said.get("stepping")) is None else _stepping(stepping)
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise TidegateError(f"{url}: not an answer of tidegate: {error!r}") from error
     table = Table("version", "precision", "state", "memory", "why")
@@ -105,11 +121,34 @@ def _print(url: str, body: bytes) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
+    if steps is not None:
+        console.print(steps)
+        _print_next(console, stepping)
     console.print(f"chosen by an operator: {chosen}" if chosen else "as the model's own configuration says")
     if chosen and {chosen} != configured:
         console.print(f"model.yaml says {', '.join(sorted(configured))}; `tidegate precision clear` goes back to that")
     if stepped:
         console.print(f"stepped to by the server: {stepped}")
+
+
+def _stepping(said: dict[str, Any]) -> Table:
+    """The rungs of the ladder and what each could serve."""
+    objective = said["objective_s"]
+    within = f" within {objective * 1e3:g} ms" if objective else ""
+    table = Table("precision", f"rows/s{within}", "used", "cost", "left out", title=f"policy {said['policy']}")
+    for rung in said["rungs"]:
+        most, use = rung["rows_per_s"], rung["utilization"]
+        figures = ("" if most is None else f"{most:.0f}", "" if use is None else f"{use:.0%}")
+        table.add_row(rung["precision"], *figures, rung["cost"], rung["left_out"] or "")
+    return table
+
+
+def _print_next(console: Console, said: dict[str, Any]) -> None:
+    """What is asked of the model, and what would be done next."""
+    console.print(f"asked for: {said['asked_rows_per_s']:.1f} rows/s, foreseen {said['foreseen_rows_per_s']:.1f}")
+    if "next" in said:
+        act = "steps to" if said["next"]["acts"] else "would stay at" if said["policy"] == "fixed" else "next:"
+        console.print(f"{act} {said['next']['precision']} ({said['next']['reason']})")
 
 
 def _row(variant: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from server.backends.registry import EMULATED
 from server.cache import Answers, Cached
 from server.control.memory import memory_of
+from server.control.precision.rungs import preferred_rows_per_s
 from server.engine.admission import length_at, policy_of, terms_of
 from server.engine.batcher import Batcher
 from server.engine.cost_model import CostModel
@@ -70,6 +71,7 @@ class Serving:
             filename=spec.path.name,
             device=spec.device,
             memory=memory_of(spec, opened.lanes),
+            expected=loadable.expected,
             load_seconds=opened.seconds,
         )
         unbatched = "" if warmup.batched or config.decoupled else proved or warmup.why
@@ -117,7 +119,13 @@ class Serving:
             for reason in LossReason:
                 gauge(LANE_RESTARTS.name, {**labels, "reason": reason}, partial(engine.supervisor.restarts.__getitem__, reason))
         offered = Rate(lambda: engine.offered_rows)
-        gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (capacity_of(served).rows_per_s or math.inf))
+        gauge("tidegate_capacity_utilization", labels, lambda: offered.read() / (preferred_rows_per_s(served) or math.inf))
+        gauge("tidegate_active_precision", labels, lambda: float(self._answers(served, engine)))
+
+    def _answers(self, served: ServedVersion, engine: Engine) -> bool:
+        """Whether it's this engine that the version's requests go to."""
+        found = self._table.version(served.model, served.version)
+        return found is not None and found.engine is engine
 
     def _watch(self, served: ServedVersion, supervisor: Supervisor) -> None:
         """Tell what becomes of process lanes, and take the version off the table while none of them lives."""

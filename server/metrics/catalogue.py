@@ -110,6 +110,19 @@ CAPACITY_ROWS = Metric(
 RUN_SECONDS = Metric(
     "tidegate_run_seconds", "gauge", "Seconds that a run of the size that capacity is reckoned with is expected to take.", MODEL_LABELS
 )
+ACTIVE_PRECISION = Metric("tidegate_active_precision", "gauge", "1 for the precision that answers, else 0.", MODEL_LABELS)
+LADDER_STEPS = Metric(
+    "tidegate_ladder_steps_total",
+    "counter",
+    "Changes of precision that the server made by itself, by the precision and why; reason failed: what couldn't be stepped to.",
+    ("model", "precision", "reason"),
+)
+LADDER_UTILIZATION = Metric(
+    "tidegate_ladder_utilization",
+    "gauge",
+    "Rows asked for a second, or foreseen, over what a precision could serve within the objective; the ladder steps by it.",
+    ("model", "precision"),
+)
 DROPPED = Metric(
     "tidegate_dropped_total",
     "counter",
@@ -185,6 +198,7 @@ PROCESS = (
 _ALL = (
     *(REQUEST_DURATION, PHASE_DURATION, REQUESTS, DROPPED, TENANT_REQUESTS, BATCHES, BATCH_ROWS, BATCH_LENGTH, PADDING_RATIO, ROWS_TOTAL),
     *(OFFERED_ROWS, CAPACITY_UTILIZATION, CAPACITY_ROWS, RUN_SECONDS, LANE_BUSY, LANE_RESTARTS, QUEUE_ROWS, QUEUE_BYTES, MODEL_READY),
+    *(ACTIVE_PRECISION, LADDER_STEPS, LADDER_UTILIZATION),
     *(GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER, GPU_THROTTLED, GPU_ECC_ERRORS, GPU_AVAILABLE),
     *(
         EXPERIMENT_REQUESTS,

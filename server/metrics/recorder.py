@@ -13,7 +13,7 @@ from server.ring import Ring
 
 log = logging.getLogger(__name__)
 
-MAX_KEYS = 25
+MAX_KEYS = 20
 """Models, versions and precisions with series of their own: 5,000 series in all. What comes beyond is shown as OTHER."""
 MAX_TENANTS = 32
 UNROUTED = ModelKey("", "", "")

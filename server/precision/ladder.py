@@ -10,6 +10,7 @@ step at the most. The ladder decides; its owner acts, and says what came of it (
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +36,7 @@ class Reason(StrEnum):
     ROOM = "room_again"
     WANTED = "as_configured"
     SCHEDULED = "scheduled"
+    ASKED = "asked_for"
     BARRED = "active_barred"
     STEADY = "steady"
     NO_OBJECTIVE = "no_objective"
@@ -166,7 +168,7 @@ class Ladder:
         barred = active is None or active.barred in (Skip.PINNED_OUT, Skip.FAILED)
         if self.settings.policy is not Policy.LADDER:
             return self._held(by_name, sight, barred)
-        chain, skipped = self._chain(by_name, sight)
+        chain, skipped = self._chain(by_name, sight, self.settings.ladder)
         uses = {rung.precision: self._use(rung, sight.demand) for rung in rungs}
         if barred:
             precision, reason = self._refuge(by_name, uses)
@@ -177,6 +179,24 @@ class Ladder:
         else:
             precision, reason = self._step(chain, uses, sight)
         return Decision(precision, reason, tuple(uses.items()), skipped)
+
+    def neighbour(self, rungs: Sequence[Rung], sight: Sight, *, down: bool) -> Decision:
+        """The next rung that may be stepped to in a direction, whatever the load; the active one where there's none, `skipped` says why."""
+        order = self.settings.ladder or tuple(rung.precision for rung in rungs)
+        chain, skipped = self._chain({rung.precision: rung for rung in rungs}, sight, order)
+        names = [rung.precision for rung in chain]
+        above = _before(self.active, order)
+        found = [name for name in names if name not in above and name != self.active] if down else [n for n in names if n in above][::-1]
+        return Decision(found[0], Reason.ASKED, skipped=skipped) if found else Decision(self.active, Reason.NO_BETTER, skipped=skipped)
+
+    def cooling(self, now: float) -> tuple[float, float]:
+        """Seconds until a step down, and one up, may follow the last one."""
+        since = now - self._stepped
+        return max(0.0, self.settings.down_cool - since), max(0.0, self.settings.up_cool - since)
+
+    def calm_in(self, now: float) -> float | None:
+        """Seconds for which there must still be room before a step up; None while there's none."""
+        return None if self._room_since is None else max(0.0, self.settings.calm - (now - self._room_since))
 
     def _held(self, rungs: dict[str, Rung], sight: Sight, barred: bool) -> Decision:
         """Policies fixed and schedule: what is asked for unless it's barred, then what is more exact than it."""
@@ -191,11 +211,11 @@ class Ladder:
         precision, reason = self._refuge(rungs, {}) if barred else (self.active, Reason.NO_BETTER)
         return Decision(precision, reason, skipped=((wanted, skip),))
 
-    def _chain(self, rungs: dict[str, Rung], sight: Sight) -> tuple[list[Rung], tuple[tuple[str, Skip], ...]]:
+    def _chain(self, rungs: dict[str, Rung], sight: Sight, order: Sequence[str]) -> tuple[list[Rung], tuple[tuple[str, Skip], ...]]:
         """The rungs that may be stepped to, each faster than the one before it at the batch sizes in use; and the others, with why."""
         chain: list[Rung] = []
         skipped: list[tuple[str, Skip]] = []
-        for name in self.settings.ladder:
+        for name in order:
             rung = rungs.get(name)
             why = Skip.ABSENT if rung is None else rung.barred or _too_slow(rung, chain, sight.rows or (self.settings.max_rows,))
             if rung is not None and why is None:
@@ -247,8 +267,10 @@ class Ladder:
 def capacity(cost: Cost, objective: float | None, max_rows: int) -> float:
     """The most rows/s that can be run within `objective` seconds, even for a request that just missed a full run; 0 where not even one
     row alone can. Without an objective the most at all."""
-    sizes = (b for b in range(1, max_rows + 1) if objective is None or cost.estimate(b) * (2 - 1 / b) <= objective)
-    return max((b / cost.mean(b) for b in sizes), default=0.0)
+    sizes = range(1, max_rows + 1)
+    most = max_rows if objective is None else bisect_right(sizes, objective, key=lambda b: cost.estimate(b) * (2 - 1 / b))
+    doublings = (1 << power for power in range(most.bit_length()))  # enough to see where a curve bends
+    return max((b / cost.mean(b) for b in (*doublings, most)), default=0.0) if most else 0.0
 
 
 def _before(active: str, ladder: Sequence[str]) -> Sequence[str]:

@@ -13,6 +13,7 @@ from server.messages import CancelHandle, InferRequest, ModelKey, OnResponse
 from server.metrics.figures import Figures
 from server.metrics.statistics import Memory
 from server.precision.variants import Variant
+from server.repository.declare.expected import Expected
 from server.repository.manifest import Manifest
 from server.repository.model_config import ModelConfig
 from server.tensors import TensorSpec
@@ -66,7 +67,8 @@ class ServedVersion:
     them, and the most exact first; `offered` are their names, that first which its model.yaml asks for.
     `config` is its model.yaml, `unpadded` why it isn't padded although that asks for it. `filename`
     is the file that runs, on `device`; `memory` what it holds, as far as that was seen at load, which took `load_seconds`. `note` is what
-    `reason` says while all is well, `leaving` the version as it served while it answers its last requests."""
+    `reason` says while all is well, `leaving` the version as it served while it answers its last requests. `expected` is what others
+    measured of its precisions."""
 
     model: str
     version: str
@@ -85,6 +87,7 @@ class ServedVersion:
     memory: tuple[Memory, ...] = ()
     load_seconds: float = 0.0
     front: Front | None = None
+    expected: Expected = field(default_factory=dict)
     variants: dict[str, ServedVariant] = field(default_factory=dict)
     offered: tuple[str, ...] = ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from monitor.store import Store
 from tests.monitor.pages_served import reply, serving
 from tests.server.models import place
 from tests.server.running import infer_json, running, wire
+from tests.server.test_ladder_serving import place_emulated
 
 ALERT = Alert("InferenceLatency", (("model", "linear"),), Level.CRITICAL, State.FIRING, 0.3, 1.0, 1.0)
 
@@ -49,6 +51,19 @@ async def test_a_priority_is_shed(tmp_path: Path) -> None:
             for number in (1, 2)
         ]
     assert statuses == [200, 503]
+
+
+async def test_a_precision_is_stepped(tmp_path: Path) -> None:
+    place_emulated(tmp_path / "models")
+    alert = replace(ALERT, labels=(("model", "net"),))
+    async with running(tmp_path / "models") as app:
+        action = Action(do="step_precision", url=f"http://{app.addresses.http}", at_most=5)
+        actions = Actions({"step": action}, Store(tmp_path / "state.db"), "m")
+        outcomes = [(await actions.take("step", alert, float(number))).text for number in range(2)]
+        (event, *_) = await app.events.since()
+    assert outcomes == ["done", "failed: the server answered 400"]  # there's nothing below INT8
+    assert (event.who, event.was, event.now) == ("anonymous", "fp32", "int8")
+    assert event.why == "alert InferenceLatency (by m)"
 
 
 def test_shedding_needs_to_know_whom() -> None:

@@ -5,6 +5,7 @@ The machine has no GPU: the server's own metrics port shows what a faked NVML sa
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ from tests.monitor.render.boards import filled
 from tests.server.metrics.nvml import FakeNvml
 from tests.server.models import identity_model, masked_model, place
 from tests.server.running import http, in_thread, infer_json, wire
+from tests.server.test_ladder_serving import place_emulated
 from tests.server.test_process_lanes import PROCESS, pids
 from tests.server.test_sequences import STATE, adder_model
 
@@ -45,12 +47,14 @@ MONITOR = 'sources: {targets: ["127.0.0.1:9"], nvml: "off", host: true}\nlisten:
 
 
 def repository(folder: Path) -> Path:
-    """A model in a process lane, one with a cache, one that is padded, and one with state."""
+    """A model in a process lane, one with a cache, one that is padded, one with state, one in two versions, and one on a ladder."""
     place(folder, "m", identity_model, yaml=PROCESS)
     place(folder, "cached", identity_model, yaml="cache: {max_bytes: 1MiB}\n")
     place(folder, "padded", masked_model, yaml="batching: {pad_axes: {tokens: [1], mask: [1]}}\n")
     place(folder, "stateful", adder_model, yaml=STATE)
-    return folder
+    for version in ("1", "2"):
+        place(folder, "rolled", identity_model, version=version, yaml='routing: {weights: {"1": 100, "2": 0}}\n')
+    return place_emulated(folder)
 
 
 async def ask_everything(app: App) -> None:
@@ -64,6 +68,10 @@ async def ask_everything(app: App) -> None:
         assert (await connection.ask(http("/v2/models/padded/infer", body))).status == 200
         started = {"sequence_id": 7, "sequence_start": True}
         assert (await connection.ask(infer_json("stateful", np.ones((1, 2), np.float32), parameters=started))).status == 200
+        for path, said in (("rolled/canary", {"version": "2", "steps": [50, 100]}), ("net/precision/step", {})):
+            assert (await connection.ask(http(f"/admin/models/{path}", json.dumps(said).encode()))).status in (200, 201), path
+        for _ in range(50):
+            assert (await connection.ask(infer_json("rolled", np.ones((1, 16), np.float32)))).status == 200
     for pid in pids(app, "m"):
         os.kill(pid, signal.SIGKILL)
 

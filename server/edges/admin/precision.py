@@ -49,6 +49,24 @@ def add_precision(app: FastAPI, gate: Gate, control: ControlPlane) -> None:
         await control.unpin(model, precision, who)
         return JSONResponse(control.precisions.read(model))
 
+    @app.post(f"{PATH}/step", tags=["admin"], summary='Step a model\'s precision now: `{"direction": "down"}`')
+    async def step(model: str, request: Request) -> Response:
+        who = allow(request, Operation.PRECISION).name
+        down, why = _stepped(await json_object(request))
+        await control.stepping.step(model, who, why, down=down)
+        return JSONResponse(control.precisions.read(model))
+
+
+def _stepped(said: dict[str, Any]) -> tuple[bool, str]:
+    """Down unless it says up, and why: an alert's action sends the alert's name, its own and the alert's fingerprint."""
+    direction = said.get("direction", "down")
+    if not said.keys() <= {"direction", "reason", "by", "fingerprint"} or direction not in ("down", "up"):
+        raise InvalidRequest(f'expected {{"direction": "down" or "up", "reason": TEXT}}, got {str(said)[:100]}')
+    why, by = said.get("reason", ""), said.get("by", "")
+    if not (isinstance(why, str) and isinstance(by, str)):
+        raise InvalidRequest(f"reason and by: expected text, got {str([why, by])[:100]}")
+    return direction == "down", (why or ASKED) + (f" (by {by})" if by else "")
+
 
 def _wished(said: dict[str, Any]) -> str:
     if said.keys() != {"active"} or not isinstance(said["active"], str):

@@ -162,8 +162,8 @@ def test_a_series_by_its_own_name(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_nobody_exports_is_a_note_and_no_error(tmp_path: Path) -> None:
-    (note,) = rules(tmp_path, ALONE + "metrics:\n  - {name: canary_state}\n").notes
-    assert "not exported by this server version: tidegate_canary_step" in note
+    (note,) = rules(tmp_path, ALONE + "metrics:\n  - {name: drift}\n").notes
+    assert "not exported by this server version: tidegate_drift_statistic" in note
 
 
 def test_the_packs_places_name_no_folder(tmp_path: Path) -> None:

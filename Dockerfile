@@ -24,7 +24,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
 FROM wheel AS cpu-packages
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
     python3 -m venv /opt/tidegate && \
-    /opt/tidegate/bin/pip install --no-cache-dir --quiet --constraint constraints.txt "$(echo /dist/*.whl)[cpu]" && \
+    /opt/tidegate/bin/pip install --no-cache-dir --quiet --constraint constraints.txt "$(echo /dist/*.whl)[cpu,redis]" && \
     /opt/tidegate/bin/pip uninstall --yes --quiet setuptools pip
 
 FROM wheel AS monitor-packages
@@ -38,7 +38,7 @@ COPY --from=wheel /dist /dist
 COPY constraints.txt /src/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf,required=false \
     python3 -m venv /opt/tidegate && \
-    /opt/tidegate/bin/pip install --no-cache-dir --quiet --constraint /src/constraints.txt "$(echo /dist/*.whl)[gpu]" && \
+    /opt/tidegate/bin/pip install --no-cache-dir --quiet --constraint /src/constraints.txt "$(echo /dist/*.whl)[gpu,redis]" && \
     /opt/tidegate/bin/pip uninstall --yes --quiet setuptools pip
 
 FROM ${GPU_IMAGE} AS exporter-packages

@@ -34,6 +34,7 @@ from server.edges.http_server import HttpServer
 from server.edges.infer_edge import EdgeLimits, InferEdge
 from server.edges.offload.json_worker import JsonWorker
 from server.edges.rest import EXTENSIONS, build_rest
+from server.errors import Unavailable
 from server.gate import Gate, Operation
 from server.lending import Lending
 from server.logs import Journal
@@ -44,7 +45,7 @@ from server.metrics.triton import Latencies
 from server.protocol.head import Layouts
 from server.recording import Recording
 from server.regions import RegionLimits, Regions
-from server.router.fleet import Alone
+from server.router.live.replicas import fleet_of
 from server.router.router import Router
 from server.router.table import ServingTable
 from server.state.changes import Changes, events_of
@@ -79,11 +80,12 @@ class App:
         self.dials = Dials(settings, self.journal, self.router)
         self.dataplane = DataPlane(self.router, self.recorder, self.journal, lending, self.recording, self.dials.tracer)
         self.events = events_of(settings)
+        self.fleet = fleet_of(settings, self.events, self.journal, self.recorder)
         changes = Changes(self.events, self.journal)
         self.control = ControlPlane(settings, self.table, self.recorder, self.journal, changes, self.dataplane.step)
         self.splits = Splits(self.table, self.router, self.events, self.journal)
         self.control.share_out_by(self.splits)
-        self.trials = Trials(self.table, self.splits, self.events, self.journal, Alone(self.events), self.recorder)
+        self.trials = Trials(self.table, self.splits, self.events, self.journal, self.fleet, self.recorder)
         self.control.frozen = self.trials.frozen
         self._hurry = asyncio.Event()
         self._draining = False
@@ -117,7 +119,7 @@ class App:
 
     def ready(self) -> bool:
         """Whether load balancers should send requests here."""
-        return not self._draining and self.control.ready()
+        return not self._draining and self.control.ready() and self.trials.restored
 
     @property
     def addresses(self) -> Addresses:
@@ -144,10 +146,20 @@ class App:
         if (sender := self.dials.sender) is not None:
             self.recorder.gauge("tidegate_traces_dropped_total", {}, lambda: float(sender.dropped))
         self.journal.lifecycle("starting", pid=os.getpid(), repository=str(self.settings.repository), **_as_facts(self.addresses))
-        await self.splits.restore()
-        await self.trials.restore()
+        self.fleet.start()
+        await self._restore()
         await self.control.load_all()
         self.trials.begin()
+
+    async def _restore(self) -> None:
+        """Take up what the state holds. One that others share may come later: no baseline is known before that, so nor is this ready."""
+        try:
+            await self.splits.restore()
+            await self.trials.restore()
+        except Unavailable as error:
+            if self.fleet.fence is None and self.fleet.reachable:
+                raise
+            self.journal.lifecycle("state_not_read", level="error", reason=str(error))
 
     def ready_line(self) -> str:
         """What is printed on stdout once, when the models are loaded."""
@@ -184,6 +196,7 @@ class App:
             self.gpus.close()
         if self.recording is not None:
             self.recording.close()
+        await self.fleet.close()
         self.events.close()
         self.dials.close()
         self.journal.lifecycle("stopped")

@@ -12,18 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FilePath,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, model_validator
 
 from server.documents import Document, read_yaml
 from server.errors import ConfigError
-from server.quantities import Allowances, Bytes, Count, Names, OptionalPort, Port, Seconds, Share, Timeout, Words
+from server.quantities import Allowances, Bytes, Count, Names, OptionalPort, Port, Seconds, Share, StateAt, Timeout, Words
 from server.validation import KeyPath, complaints, nearest
 
 PREFIX = "TIDEGATE_"
@@ -161,6 +154,18 @@ class Tracing(_Section):
     sample: Share = Field(default=0.01, description="Share of requests that are traced, of those that belong to no trace yet.")
 
 
+class Redis(_Section):
+    """The way to a state that servers share: state: redis://…"""
+
+    password_file: FilePath | None = Field(default=None, description="File with the password of state: redis://USER@…")
+    password: str | None = Field(default=None, repr=False, description="The password itself: by TIDEGATE_REDIS_PASSWORD.")
+    ca_certs: FilePath | None = Field(default=None, description="With rediss://: authorities of its certificate, else the system's.")
+    certfile: FilePath | None = Field(default=None, description="With rediss://: the certificate that is shown to it, PEM.")
+    keyfile: FilePath | None = Field(default=None, description="Its private key, PEM.")
+    prefix: str = Field(default="tidegate", pattern=r"^[A-Za-z0-9_.{}-]{1,64}$", description="What the names of all keys begin with.")
+    timeout: Timeout = Field(default=1.0, description="Longest time that an answer of it is waited for.")
+
+
 class Engines(_Section):
     """TensorRT engines that are built on this machine."""
 
@@ -187,7 +192,9 @@ class Settings(_Section):
         default="none", description="Who has models loaded: none (all are, once, at the start), poll (what changes), explicit (clients)."
     )
     model_control_poll: Timeout = Field(default=5.0, description="With poll: time between two looks at the repository.")
-    state: Path | None = Field(default=None, description="File for the log of changes, so that it outlives a restart; else in memory.")
+    state: StateAt | None = Field(
+        default=None, description="File for what must outlive a restart, or redis://[user@]host[:port][/db] for a fleet; else in memory."
+    )
     load_model: Names = Field(default=(), description="With explicit: the models that are loaded at the start; '*' for all.")
     allow: Allowances = Field(
         default=(), description="What clients with the class control may do besides: upload models, name files, register shared memory."
@@ -205,6 +212,7 @@ class Settings(_Section):
     recording: Recording = Recording()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()
+    redis: Redis = Redis()
     engines: Engines = Engines()
     files_dir: Path | None = Field(default=None, description="Folder of the files that clients may name, with allow: files.")
 

@@ -4,6 +4,7 @@ the text in a file, a variable or a flag, with its JSON Schema.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -26,6 +27,15 @@ def _list(value: object) -> object:
 def _port_or_none(value: object) -> object:
     """`off`, `none` or a port."""
     return None if value in ("off", "none") else value
+
+
+def _place(value: object) -> object:
+    """A file, or the address of a Redis."""
+    if not isinstance(value, str) or "://" not in value:
+        return value if not isinstance(value, str) else Path(value)
+    if not value.startswith(("redis://", "rediss://")):
+        raise ValueError(f"expected a file, redis://… or rediss://…, got {value.partition('://')[0][:20]}://…")
+    return value
 
 
 def _text(pattern: str, number: str, least: float = 0) -> WithJsonSchema:
@@ -57,3 +67,4 @@ Allowances: TypeAlias = Annotated[
     BeforeValidator(_list),
     WithJsonSchema({"anyOf": [{"type": "array", "items": {"enum": list(get_args(Allowance))}}, {"type": "string"}]}),
 ]
+StateAt: TypeAlias = Annotated[Path | str, BeforeValidator(_place), WithJsonSchema({"type": "string"})]

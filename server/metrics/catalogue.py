@@ -176,6 +176,8 @@ GPU_ECC_ERRORS = Metric("tidegate_gpu_ecc_errors_total", "counter", "Memory erro
 GPU_AVAILABLE = Metric("tidegate_gpu_available", "gauge", "1 while the driver has figures of the GPU, 0 where it's lost.", _GPU)
 INFLIGHT_BYTES = Metric("tidegate_inflight_bytes", "gauge", "Bytes of requests held in memory; limits.inflight_bytes bounds them.")
 CONNECTIONS = Metric("tidegate_connections", "gauge", "Open HTTP connections.")
+STATE_REACHABLE = Metric("tidegate_state_reachable", "gauge", "1 while the Redis that a fleet shares answers; else baselines answer.")
+FLEET_LEADER = Metric("tidegate_fleet_leader", "gauge", "1 on the one server of a fleet that judges and steps its canaries.")
 LOOP_BUSY = Metric(
     "tidegate_loop_busy_ratio", "gauge", "Share of the last second that the event loop's thread was computing; 1 also where it's stuck."
 )
@@ -215,6 +217,8 @@ _ALL = (
         EMULATED,
         INFLIGHT_BYTES,
         CONNECTIONS,
+        STATE_REACHABLE,
+        FLEET_LEADER,
         LOOP_BUSY,
         LOG_LINES_DROPPED,
         RECORDING_DROPPED,

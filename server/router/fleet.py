@@ -25,8 +25,9 @@ BETWEEN = "/"
 class Fleet(Protocol):
     """All that reach the store raise Unavailable where it can't be reached. One experiment's calls may overlap."""
 
-    on_change: Callable[[], None]
-    """Called in the event loop when another replica may have changed a document, and when `reachable` or `leads` changed."""
+    on_change: Callable[[bool], None]
+    """Called in the event loop when another replica may have changed a document, and when `reachable` or `leads` changed: with whether the
+    state lost what it had, or the latest of it. What went on then is over."""
 
     @property
     def reachable(self) -> bool:
@@ -41,6 +42,14 @@ class Fleet(Protocol):
     @property
     def fence(self) -> Fence | None:
         """What a step's swap is to be fenced by, so that a leader that was cut off changes nothing after the next one has begun."""
+        ...
+
+    def start(self) -> None:
+        """Listen to the others from now on."""
+        ...
+
+    async def close(self) -> None:
+        """Leave: another may act at once. Twice is once."""
         ...
 
     async def begin(self, experiment: str) -> None:
@@ -112,7 +121,7 @@ class Alone:
     """As Fleet says, for the only server on its state."""
 
     def __init__(self, events: Events, source: str = "") -> None:
-        self.on_change: Callable[[], None] = lambda: None
+        self.on_change: Callable[[bool], None] = lambda emptied: None
         self._events = events
         self._source = source or uuid4().hex
         self._ours: dict[str, _Ours] = {}
@@ -129,6 +138,12 @@ class Alone:
     @property
     def fence(self) -> Fence | None:
         return None
+
+    def start(self) -> None:
+        """Nobody else is there."""
+
+    async def close(self) -> None:
+        """Nobody else is there."""
 
     async def begin(self, experiment: str) -> None:
         await self._events.begin(experiment)

@@ -45,10 +45,13 @@ class Listener:
 
 
 class Events:
-    """The state's documents and its log, for the event loop."""
+    """The state's documents and its log, for the event loop. Where the store is `shared`, others write to it as well: listeners are told
+    of everything in order then, with what `catch_up` finds."""
 
-    def __init__(self, store: StateStore) -> None:
+    def __init__(self, store: StateStore, *, shared: bool = False) -> None:
         self._store = store
+        self._shared = shared
+        self._last = -1  # the number of the last event that was told, where the store is shared
         self._listeners: set[Listener] = set()
         self._ended = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
@@ -104,6 +107,21 @@ class Events:
         finally:
             self._listeners.discard(listener)
 
+    async def catch_up(self, number: int, *, emptied: bool = False) -> None:
+        """Tell of what is logged up to a number, at least, and wasn't told. Where the log was emptied numbers begin anew. Raises
+        Unavailable."""
+        if self._last < 0 or emptied:
+            self._last = number
+        while self._listeners and self._last < number:
+            logged = [event for event in await self.since(self._last) if event.number > self._last]
+            if not logged:
+                break
+            self._last = logged[-1].number
+            for event in logged:
+                for listener in self._listeners:
+                    listener.tell(event)
+        self._last = max(self._last, number)
+
     def end(self) -> None:
         """Let all who listen go: the server drains."""
         self._ended = True
@@ -117,7 +135,7 @@ class Events:
 
     def _told(self, logged: asyncio.Future[Event]) -> None:
         """Tell of an event that is on disk, before whoever asked for it goes on; also if nobody waits for it any more."""
-        if logged.cancelled() or logged.exception() is not None:
+        if self._shared or logged.cancelled() or logged.exception() is not None:
             return
         for listener in self._listeners:
             listener.tell(logged.result())

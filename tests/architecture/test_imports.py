@@ -25,6 +25,8 @@ PURE = {
     "server.engine.recovery",
     "server.lanes.arbiter",
     "server.router.rules",
+    "server.control.routing.following",
+    "server.state.redis.lease",
     "server.router.evidence",
     "server.router.martingales",
     "server.router.canary",

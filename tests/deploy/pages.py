@@ -63,6 +63,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "server.gpu.count": {"type": "integer", "minimum": 1},
     "server.probes.startupSeconds": {"type": "integer", "minimum": 5},
     "server.probes.readinessSeconds": {"type": "integer", "minimum": 1},
+    "state.redis.url": {"type": "string", "pattern": r"^(rediss?://[^\s]+)?$"},
     "metrics.serviceMonitor.interval": {"type": "string", "pattern": "^[0-9]+(ms|s|m)$"},
 }
 """Path → its schema, where the default doesn't say enough."""

@@ -182,6 +182,24 @@ def test_secrets_are_named_never_held_and_readable_by_the_server_alone() -> None
     assert "ca_certs: /etc/tidegate-tls/ca.crt" in settings
 
 
+def test_replicas_share_a_state_whose_password_is_a_secret() -> None:
+    written = next(thing["data"]["server.yaml"] for thing in objects("fleet") if "server.yaml" in thing.get("data", ()))
+    settings = yaml.safe_load(written)
+    assert settings["state"] == "rediss://tidegate@redis.data.svc:6379/1"
+    files = {"password_file": "/etc/tidegate-redis/password", "ca_certs": "/etc/tidegate-redis/ca.crt"}
+    assert settings["redis"] == {"prefix": "inference", "timeout": "500ms", **files}
+    volumes = {volume["name"]: volume for volume in server("fleet")["template"]["spec"]["volumes"]}
+    assert volumes["redis"]["secret"] == {"secretName": "redis-user", "defaultMode": 0o400}
+    default = next(thing["data"]["server.yaml"] for thing in objects("default") if "server.yaml" in thing.get("data", ()))
+    assert "redis" not in yaml.safe_load(default)
+
+
+@pytest.mark.parametrize(("scenario", "warned"), [("fleet", False), ("keda", True), ("default", False)])
+def test_the_notes_warn_of_replicas_that_share_nothing(scenario: str, warned: bool) -> None:
+    notes = run("helm", "install", "demo", SCENARIOS[scenario].parents[1], "--dry-run=client", "-n", "ml", "--values", SCENARIOS[scenario])
+    assert ("each replica has a state of its own" in notes.split("NOTES:")[1]) is warned
+
+
 def test_the_network_policy() -> None:
     policy = one("gateway", "NetworkPolicy", "demo-tidegate")["spec"]
     clients, scrapers = policy["ingress"]
@@ -234,7 +252,7 @@ def test_what_was_changed_outlives_the_pod_on_a_claim_that_has_one_writer() -> N
     assert "claimName: mine" in text("canary", "--set", "state.pvc.existingClaim=mine")
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "fleet"])
 def test_the_state_is_written_where_it_may_be(scenario: str) -> None:
     """Also without a claim: a container that is restarted finds what it left in its pod."""
     settings = yaml.safe_load(next(thing["data"]["server.yaml"] for thing in objects(scenario) if "server.yaml" in thing.get("data", ())))

@@ -109,11 +109,11 @@ def test_each_dashboard_is_a_config_map_that_the_sidecar_finds() -> None:
 def test_the_server_reads_its_settings(scenario: str, tmp_path: Path) -> None:
     """By the server's own reader; the files that it names are put where it looks for them."""
     (text,) = (thing["data"]["server.yaml"] for thing in objects(scenario) if "server.yaml" in thing.get("data", ()))
-    for folder in ("/etc/tidegate-tls", "/etc/tidegate-tokens", "/models", "/var/lib/tidegate"):
+    for folder in ("/etc/tidegate-tls", "/etc/tidegate-tokens", "/etc/tidegate-redis", "/models", "/var/lib/tidegate"):
         (tmp_path / folder[1:]).mkdir(parents=True)
         text = text.replace(folder, str(tmp_path / folder[1:]))
-    for name in ("tls.crt", "tls.key", "ca.crt"):
-        (tmp_path / "etc/tidegate-tls" / name).touch()
+    for name in ("tidegate-tls/tls.crt", "tidegate-tls/tls.key", "tidegate-tls/ca.crt", "tidegate-redis/password", "tidegate-redis/ca.crt"):
+        (tmp_path / "etc" / name).touch()
     (tmp_path / "server.yaml").write_text(text)
     settings = load_settings(tmp_path / "server.yaml", {}, {"TIDEGATE_HOST": "", "TIDEGATE_REPOSITORY": "", "TIDEGATE_LANES_DEVICE": ""})
     assert (settings.host, settings.http_port, settings.grpc_port, settings.metrics_port) == ("0.0.0.0", 8000, 8001, 8002)

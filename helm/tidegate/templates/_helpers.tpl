@@ -138,6 +138,15 @@ runtimeClassName: {{ $server.gpu.runtimeClassName }}
 {{- if .Values.tls.clientCA -}}{{- $_ := set $tls "ca_certs" "/etc/tidegate-tls/ca.crt" -}}{{- end -}}
 {{- $_ := set $own "tls" $tls -}}
 {{- end -}}
+{{- with .Values.state.redis -}}
+{{- if .url -}}
+{{- $redis := dict -}}
+{{- if .existingSecret -}}{{- $_ := set $redis "password_file" (printf "/etc/tidegate-redis/%s" .key) -}}{{- end -}}
+{{- if .caKey -}}{{- $_ := set $redis "ca_certs" (printf "/etc/tidegate-redis/%s" .caKey) -}}{{- end -}}
+{{- $_ := set $own "state" .url -}}
+{{- $_ := set $own "redis" (merge $redis ($.Values.server.config.redis | default dict | deepCopy)) -}}
+{{- end -}}
+{{- end -}}
 {{- if .Values.server.gpu.enabled -}}
 {{- $_ := set $own "lanes" (merge (.Values.server.config.lanes | default dict | deepCopy) (dict "device" "cuda:0")) -}}
 {{- end -}}

@@ -45,13 +45,20 @@ class Splits:
 
     async def restore(self) -> None:
         """Take up what the state holds. A document that makes no sense is left, and told of. Raises Unavailable."""
-        for model, document in (await self._events.read(ROOM)).items():
-            weights = document.get("weights")
-            if not isinstance(weights, dict) or (fault := weights_fault(weights)):
-                fault = fault if isinstance(weights, dict) else f"expected percentages by version, got {str(weights)[:80]}"
-                self._journal.lifecycle("weights_not_restored", level="error", model=model, reason=fault)
-                continue
+        for model, weights in (await self._read()).items():
             self._hold(model, weights)
+
+    async def follow(self, *, emptied: bool) -> None:
+        """Take up what other servers have changed. What holds here goes on holding where the state was emptied. Raises Unavailable."""
+        found = await self._read()
+        for model in self._chosen.keys() - found.keys():
+            if not emptied:
+                self._hold(model, None)
+        for model, weights in found.items():
+            if weights != self._chosen.get(model):
+                self._hold(model, weights)
+                if self._table.versions(model) and not self._table.ready(model).issuperset(self.also[model]):
+                    await self.load(model)
 
     def declare(self, model: str, routing: Routing) -> None:
         """What a model's own configuration says now."""
@@ -141,6 +148,17 @@ class Splits:
         document: Document | None = None if weights is None else {"weights": dict(weights)}
         await self._events.write(ROOM, model, document, Event(time(), who, "weights", model, was, now, why))
         self._hold(model, weights)
+
+    async def _read(self) -> dict[str, Weights]:
+        found: dict[str, Weights] = {}
+        for model, document in (await self._events.read(ROOM)).items():
+            weights = document.get("weights")
+            if not isinstance(weights, dict) or (fault := weights_fault(weights)):
+                fault = fault if isinstance(weights, dict) else f"expected percentages by version, got {str(weights)[:80]}"
+                self._journal.lifecycle("weights_not_restored", level="error", model=model, reason=fault)
+            else:
+                found[model] = weights
+        return found
 
     def _hold(self, model: str, weights: Weights | None) -> None:
         if weights is None:

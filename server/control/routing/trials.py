@@ -12,12 +12,14 @@ from secrets import token_hex
 from weakref import WeakValueDictionary
 
 from server.control.routing.figures import Figures
+from server.control.routing.following import Move, move, moves
 from server.control.routing.running import Clock, Running
-from server.control.routing.splits import Splits, Weights
-from server.control.routing.trial import GOING, Kind, State, Trial, as_document, trial_of
+from server.control.routing.splits import Splits
+from server.control.routing.trial import GOING, Kind, State, Trial
 from server.control.routing.views import in_words, of_verdict, said_of
-from server.control.routing.wishes import Wish
-from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from server.control.routing.wishes import Wish, baseline_of, must_compare
+from server.control.routing.written import Written
+from server.errors import Conflict, InvalidRequest, NotFound, Superseded, Unavailable
 from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.router.canary import Action, Standing, Verdict, judge
@@ -27,31 +29,33 @@ from server.router.table import ServingTable
 from server.state.base import Event
 from server.state.events import Events
 
-ROOM = "trials"
-"""Of the state: documents by model."""
 TICK = 0.25  # seconds between two looks
 SERVER = "the server"
 """Who acts where no person did."""
 
 
 class Trials:
-    """The last trial of each model, going on or over. `frozen` are the models whose precision must stay while one goes on."""
+    """The last trial of each model, going on or over. `frozen` are the models whose precision must stay while one goes on;
+    `restored`: what the state holds is known here."""
 
     def __init__(self, table: ServingTable, splits: Splits, events: Events, journal: Journal, fleet: Fleet, recorder: Recorder) -> None:
         self.frozen: set[str] = set()
+        self.restored = False
         self.now = Clock()
         self._table = table
         self._splits = splits
-        self._events = events
         self._journal = journal
         self._fleet = fleet
         self._figures = Figures(recorder)
         self._trials: dict[str, Trial] = {}
         self._running: dict[str, Running] = {}
+        self._written = Written(events, journal)
         self._unwritten: dict[str, Event] = {}  # ends that the state doesn't know of yet
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._some = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._news = asyncio.Event()
+        self._emptied = False
 
     # From outside
 
@@ -82,11 +86,11 @@ class Trials:
                 if (known.kind, known.canary, known.plan) == (kind, wish.version, wish.plan) and wish.baseline in (None, known.baseline):
                     return known
                 raise Conflict(f"model '{model}' has a {known.kind} already, {known.id} of version {known.canary}; end that first")
-            baseline = wish.baseline or self._baseline(model, wish.version)
+            baseline = wish.baseline or baseline_of(model, wish.version, self._splits.weights(model), self._table)
             if baseline == wish.version:
                 raise InvalidRequest(f"model '{model}': version {baseline} can't be compared with itself")
             await self._splits.serve(model, [baseline, wish.version])
-            self._must_compare(model, baseline, wish.version)
+            must_compare(self._table, model, baseline, wish.version)
             if weights != {baseline: 100.0} or self._splits.weights(model) is None:
                 await self._splits.keep(model, {baseline: 100.0}, who, f"the baseline of a {kind} of version {wish.version}")
             now = self.now()
@@ -126,26 +130,25 @@ class Trials:
     async def restore(self) -> None:
         """Take up what the state holds, before models are loaded. What makes no sense there is told of, and the baseline answers.
         Raises Unavailable."""
-        for model, document in (await self._events.read(ROOM)).items():
-            try:
-                trial = trial_of(model, document)
-            except ValueError as error:
-                self._journal.lifecycle("experiment_not_restored", level="error", model=model, reason=str(error))
-                continue
+        for model, trial in (await self._written.read()).items():
             self._trials[model] = trial
             if trial.going:
                 self._take_up(trial)
+        self.restored = True
 
     def begin(self) -> None:
-        """Look from now on: models are loaded."""
-        self._task = asyncio.ensure_future(self._run())
-        self._task.add_done_callback(self._stopped)
+        """Look from now on, and hear of what others do: models are loaded."""
+        self._fleet.on_change = self._hear
+        self._hear(emptied=False)
+        self._tasks = [asyncio.ensure_future(self._run()), asyncio.ensure_future(self._follow())]
+        for task in self._tasks:
+            task.add_done_callback(self._stopped)
 
     async def close(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
         """Nobody judges any more: then nothing but the baseline may answer."""
@@ -168,6 +171,64 @@ class Trials:
             if not self._running and not self._unwritten:
                 self._some.clear()
 
+    def _hear(self, emptied: bool) -> None:
+        self._emptied |= emptied
+        self._news.set()
+
+    async def _follow(self) -> None:
+        """Do as the others of the fleet, each time that there are news. Where the state isn't reached there will be, once it is."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            emptied, self._emptied = self._emptied, False
+            try:
+                await self._splits.follow(emptied=emptied)
+                for model in moves(self._trials, await self._written.read(), emptied=emptied):
+                    async with self._lock(model):
+                        await self._follow_one(model, emptied=emptied)
+                self.restored = True
+            except Unavailable as error:
+                self._emptied |= emptied
+                self._journal.lifecycle("experiments_not_read", level="warning", reason=str(error))
+
+    async def _follow_one(self, model: str, *, emptied: bool) -> None:
+        ours, theirs = self._trials.get(model), (await self._written.read()).get(model)
+        what = move(ours, theirs, emptied=emptied)
+        if what is Move.ABORT and (lost := ours if ours is not None and ours.going else theirs) is not None:
+            await self._end(lost, State.ABORTED, "the state has lost it: the baseline answers", SERVER)
+        elif what is Move.STEP and theirs is not None:
+            self._stand(theirs)
+        elif theirs is not None and what in (Move.BEGIN, Move.END):
+            self._drop(theirs)
+            if what is Move.BEGIN:
+                await self._join(theirs)
+
+    async def _ended_elsewhere(self, trial: Trial) -> bool:
+        """Whether others know how a trial ended whose evidence is gone: then it's the same here."""
+        try:
+            theirs = (await self._written.read()).get(trial.model)
+            if theirs is not None and not theirs.going:
+                await self._follow_one(trial.model, emptied=False)
+        except Unavailable:
+            return True  # to be looked at again
+        return not self._trials[trial.model].going
+
+    async def _join(self, trial: Trial) -> None:
+        try:
+            await self._splits.serve(trial.model, [trial.baseline, trial.canary])
+            self._take_up(trial)
+        except InvalidRequest as error:  # the others go on without this server, which goes by the weights
+            self._journal.lifecycle("experiment_not_joined", level="error", model=trial.model, id=trial.id, reason=str(error))
+
+    def _drop(self, over: Trial) -> None:
+        """A model has no trial that goes on any more; the last one is this."""
+        self._running.pop(over.model, None)
+        self._trials[over.model] = over
+        self._unwritten.pop(over.model, None)
+        self._splits.under(over.model, None)
+        self.frozen.discard(over.model)
+        self._figures.follow(over, None)
+
     async def _try(self, running: Running) -> None:
         """Look at one trial. While the state can't be reached its replica serves the baseline alone."""
         reachable = self._fleet.reachable
@@ -177,7 +238,12 @@ class Trials:
             except Unavailable as error:
                 self._journal.lifecycle("experiment_not_written", level="warning", model=running.trial.model, reason=str(error))
                 reachable = False
+            except Superseded:
+                self._hear(emptied=False)
+                return
             except NotFound:
+                if await self._ended_elsewhere(running.trial):
+                    return
                 await self._end(running.trial, State.ABORTED, "what it had gathered is lost: the baseline answers", SERVER)
                 return
         if running.cut_off is reachable and running.trial.going:
@@ -192,14 +258,13 @@ class Trials:
             return
         await self._fleet.publish(trial.id, running.take(now))
         running.evidence = evidence = await self._fleet.gathered(trial.id)
-        outright = running.crashes or running.not_finite
-        if not self._fleet.leads and not outright:
-            return
         if trial.kind is Kind.EXPERIMENT:
             running.report = analyse(trial.plan.guards, evidence, trial.plan.alpha)
             return
         standing = Standing(trial.step, trial.since, running.crashes, running.not_finite)
         running.verdict = verdict = judge(trial.plan, standing, evidence, now)
+        if not self._fleet.leads and not running.crashes and not running.not_finite:
+            return
         self._figures.concluded(trial.model, verdict.action, verdict.reason)
         if verdict.action is Action.ROLL_BACK:
             await self._end(trial, State.ROLLED_BACK, in_words(trial, verdict), SERVER, verdict)
@@ -218,15 +283,22 @@ class Trials:
         """Write down how a trial goes on, then let it. Raises Unavailable: nothing changed."""
         was = self._trials[trial.model]
         await self._write(trial, f"{was.share:g} % to version {was.canary}", now, why, who)
-        running = self._running[trial.model]
-        self._trials[trial.model] = running.trial = trial
+        self._stand(trial)
+
+    def _stand(self, trial: Trial) -> None:
+        """A trial that goes on stands so from now on."""
+        was, running = self._trials[trial.model], self._running.get(trial.model)
+        self._trials[trial.model] = trial
+        if running is None:
+            return
+        running.trial = trial
         if trial.share != was.share:
-            self._splits.under(trial.model, running.traffic())
+            self._splits.under(trial.model, running.baseline_only() if running.cut_off else running.traffic())
         self._figures.follow(trial, running)
 
     async def _end(self, trial: Trial, state: State, why: str, who: str, verdict: Verdict | None = None) -> None:
         """End it at once, and write that down as soon as it can be."""
-        running = self._running.pop(trial.model)
+        running = self._running.pop(trial.model, None) or Running(trial, self._table)
         said = {**said_of(running, trial), **({} if verdict is None else of_verdict(verdict, trial))}
         over = replace(trial, state=state, ended=self.now(), why=why, said=said)
         self._trials[trial.model] = over
@@ -243,8 +315,8 @@ class Trials:
         if event is None or trial is None:
             return
         try:
-            await self._events.write(ROOM, model, as_document(trial), event)
-            await self._fleet.end(trial.id)
+            if await self._written.over(trial, event):
+                await self._fleet.end(trial.id)
         except Unavailable as error:
             self._some.set()
             self._journal.lifecycle("experiment_not_written", level="error", model=model, reason=str(error))
@@ -253,7 +325,7 @@ class Trials:
 
     async def _write(self, trial: Trial, was: str, now: str, why: str, who: str) -> None:
         event = Event(self.now(), who, trial.kind.value, trial.model, was, now, why)
-        await self._events.write(ROOM, trial.model, as_document(trial), event)
+        await self._written.put(trial, event, self._fleet.fence if who == SERVER else None)
         self._journal.lifecycle("experiment", model=trial.model, id=trial.id, kind=trial.kind, was=was, now=now, why=why)
 
     def _take_up(self, trial: Trial) -> None:
@@ -271,29 +343,6 @@ class Trials:
         if trial.state not in GOING:
             raise Conflict(f"the {kind} of model '{model}' is over: {trial.state}")
         return trial
-
-    def _baseline(self, model: str, canary: str) -> str:
-        """The version that answers now. Raises InvalidRequest where that isn't one, or is the canary itself."""
-        weights: Weights = self._splits.weights(model) or {}
-        alone = [version for version, weight in weights.items() if weight > 0]
-        if len(alone) > 1:
-            raise InvalidRequest(f"model '{model}' has no one baseline: versions {', '.join(alone)} have weight; name one as `baseline`")
-        default = self._table.default(model)
-        found = alone[0] if alone else default.version if default is not None else ""
-        if not found or found == canary:
-            raise InvalidRequest(
-                f"model '{model}' has no baseline: version {canary} answers everything now; name another as `baseline`, or pin one first: "
-                f"`tidegate weights set {model} VERSION=100`, or routing.weights in model.yaml"
-            )
-        return found
-
-    def _must_compare(self, model: str, baseline: str, canary: str) -> None:
-        for version in (baseline, canary):
-            served = self._table.version(model, version)
-            if served is not None and (served.config.decoupled or served.config.sequence is not None):
-                raise InvalidRequest(
-                    f"model '{model}' version {version} is decoupled or keeps state: its answers can't be compared one by one"
-                )
 
     def _lock(self, model: str) -> asyncio.Lock:
         return self._locks.setdefault(model, asyncio.Lock())

@@ -10,6 +10,7 @@ from server.errors import ConfigError, InvalidRequest
 from server.repository.declare.routing import Sticky, read_sticky
 from server.router.canary import STEPS, Plan
 from server.router.experiment import Guard
+from server.router.table import ServingTable
 from server.units import duration
 from server.validation import nearest
 
@@ -133,3 +134,26 @@ def _text(said: Mapping[str, Any], word: str) -> str:
     if not isinstance(value, str) or not value or len(value) > 256:
         raise InvalidRequest(f'{word}: expected text such as "2", got {str(value)[:80]!r}')
     return value
+
+
+def baseline_of(model: str, canary: str, weights: Mapping[str, float] | None, table: ServingTable) -> str:
+    """The version that answers now. Raises InvalidRequest where that isn't one, or is the canary itself."""
+    alone = [version for version, weight in (weights or {}).items() if weight > 0]
+    if len(alone) > 1:
+        raise InvalidRequest(f"model '{model}' has no one baseline: versions {', '.join(alone)} have weight; name one as `baseline`")
+    default = table.default(model)
+    found = alone[0] if alone else default.version if default is not None else ""
+    if not found or found == canary:
+        raise InvalidRequest(
+            f"model '{model}' has no baseline: version {canary} answers everything now; name another as `baseline`, or pin one first: "
+            f"`tidegate weights set {model} VERSION=100`, or routing.weights in model.yaml"
+        )
+    return found
+
+
+def must_compare(table: ServingTable, model: str, *versions: str) -> None:
+    """Raises InvalidRequest for versions whose answers can't be compared."""
+    for version in versions:
+        served = table.version(model, version)
+        if served is not None and (served.config.decoupled or served.config.sequence is not None):
+            raise InvalidRequest(f"model '{model}' version {version} is decoupled or keeps state: its answers can't be compared one by one")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,18 +19,33 @@ import pytest
 from server.errors import ConfigError, NotFound, Superseded, Unavailable
 from server.state.base import MOST_TEXT, Event, StateStore, Swap
 from server.state.memory import MemoryState
+from server.state.redis.store import RedisState
 from server.state.sqlite import UPGRADES, SqliteState
+from tests.server.state.redis.serving import RedisServer, redis_server
 
 Make: TypeAlias = Callable[..., StateStore]
 SET = Event(12.5, "ann", "precision", model="m", was="fp32", now="int8", why="asked for")
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(scope="module")
+def redis_running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "memory", "redis"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     made: list[StateStore] = []
 
     def build(most_events: int = 100) -> StateStore:
-        made.append(SqliteState(tmp_path / "state.db", most_events) if request.param == "sqlite" else MemoryState(most_events))
+        match request.param:
+            case "sqlite":
+                made.append(SqliteState(tmp_path / "state.db", most_events))
+            case "redis":
+                running: RedisServer = request.getfixturevalue("redis_running")
+                made.append(RedisState(replace(running.place, prefix=f"t{abs(hash(tmp_path)):x}"), most_events))
+            case _:
+                made.append(MemoryState(most_events))
         return made[-1]
 
     yield build
@@ -98,7 +114,7 @@ def test_a_swap_is_a_write_where_nothing_changed_meanwhile(make: Make) -> None:
     second = store.swap(Swap("canary", "m", {"step": 0}, {"step": 1, "share": 0.25}), SET)
     assert (first.number, second.number, store.read("canary")) == (1, 2, {"m": {"step": 1, "share": 0.25}})
     for was in (None, {"step": 0}, {}):
-        with pytest.raises(Superseded, match="canary of 'm' has changed meanwhile"):
+        with pytest.raises(Superseded, match="has changed meanwhile"):
             store.swap(Swap("canary", "m", was, {"step": 2}), SET)
     assert (len(store.events()), store.read("canary")) == (2, {"m": {"step": 1, "share": 0.25}})
     store.swap(Swap("canary", "m", {"share": 0.25, "step": 1}, None), SET)

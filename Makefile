@@ -98,7 +98,7 @@ bench-lanes: setup ## process lanes, the arbiter, and what a killed lane costs
 bench-export: setup ## the exporters' targets: size, speed, parity and memory of six trained models
 	@$(RUN) -m benchmarks.export
 
-parity-matrix: models ## the demo's models over all levels and precisions, one export each
+parity-matrix: models ## six trained models over all levels and precisions, and one of more than 2 GiB; goes on where it was stopped
 	@$(RUN) -m benchmarks.parity_matrix
 
 bench-monitor: setup ## how much of a core the monitor takes

@@ -107,7 +107,7 @@ bench-monitor: setup ## how much of a core the monitor takes
 bench-autoscale: setup ## which figure to scale replicas by, in simulated time
 	@$(RUN) -m benchmarks.autoscale
 
-bench-precision: setup ## the drift detector's targets, simulated; what isn't built yet counts as not met
+bench-precision: setup ## precision's targets: drift simulated, the ladder on an emulated T4 in real time (4 minutes)
 	@$(RUN) -m benchmarks.precision
 
 bench-routing: setup ## what choosing a version costs, and the canary over simulated roll-outs

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks import precision_ladder
 from benchmarks.harness import Report, Target
 from server.precision.drift import THRESHOLD, Cusum, rates
 
@@ -23,9 +24,6 @@ NOT_YET = (
     ("hot switch under load: failed requests", 0.0, True),
     ("hot switch under load: wrong answers", 0.0, True),
     ("hot switch under load: p99 over steady state", 1.5, True),
-    ("ladder on an emulated T4: goodput at the top over always-INT8", 0.95, False),
-    ("ladder on an emulated T4: share of FP32 answers at the bottom", 0.95, False),
-    ("ladder on an emulated T4: steps each way", 2.0, True),
     ("a perturbed INT8 variant falls back under load: failed requests", 0.0, True),
     ("the guard's share of device time", 0.05, True),
     ("the guard's cost in p50", 0.05, True),
@@ -76,6 +74,7 @@ def main() -> None:
     """Measure, print, write precision.json."""
     report, console = Report("precision"), Console(width=150)
     drift(report)
+    precision_ladder.ladder(report)
     for name, must, at_most in NOT_YET:
         report.targets.append(Target(name, math.nan, must, at_most, "not measured: not built yet"))
     report.show(console)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.commands.asking import asking, read_token
+from server.commands.plan.command import plan_command
 from server.errors import TidegateError
 
 SWITCH_TIMEOUT = 600.0  # seconds: a large model is loaded and warmed up meanwhile
@@ -29,6 +30,9 @@ LOCAL = "http://127.0.0.1:8000"
 @app.callback()
 def precision() -> None:
     """Show and switch the precision that models run in."""
+
+
+app.command("plan")(plan_command)
 
 
 @app.command()

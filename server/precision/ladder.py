@@ -267,10 +267,16 @@ class Ladder:
 def capacity(cost: Cost, objective: float | None, max_rows: int) -> float:
     """The most rows/s that can be run within `objective` seconds, even for a request that just missed a full run; 0 where not even one
     row alone can. Without an objective the most at all."""
-    sizes = range(1, max_rows + 1)
-    most = max_rows if objective is None else bisect_right(sizes, objective, key=lambda b: cost.estimate(b) * (2 - 1 / b))
+    most = largest_within(cost, objective, max_rows)
     doublings = (1 << power for power in range(most.bit_length()))  # enough to see where a curve bends
     return max((b / cost.mean(b) for b in (*doublings, most)), default=0.0) if most else 0.0
+
+
+def largest_within(cost: Cost, objective: float | None, max_rows: int) -> int:
+    """The most rows in a run with which `objective` is kept even for a request that just missed a full one; 0 where one row alone can't."""
+    if objective is None:
+        return max_rows
+    return bisect_right(range(1, max_rows + 1), objective, key=lambda b: cost.estimate(b) * (2 - 1 / b))
 
 
 def _before(active: str, ladder: Sequence[str]) -> Sequence[str]:

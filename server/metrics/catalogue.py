@@ -207,7 +207,7 @@ SHADOW_REQUESTS = Metric(
 SHADOW_MAX_ABS = Metric("tidegate_shadow_max_abs", "gauge", "Largest difference of a number in answers that were compared.", _SHADOW)
 SHADOW_COSINE = Metric("tidegate_shadow_cosine", "gauge", "Mean cosine between rows of answers that were compared.", _SHADOW)
 SHADOW_TOP1 = Metric(
-    "tidegate_shadow_top1_disagreement_ratio", "gauge", "Share of compared rows of class scores whose best class differs.", _SHADOW
+    "tidegate_shadow_disagreement_ratio", "gauge", "Share of compared rows of class scores whose best class differs.", _SHADOW
 )
 _GPU = ("gpu",)
 GPU_UTILIZATION = Metric("tidegate_gpu_utilization_ratio", "gauge", "Share of the time in which the GPU was computing.", _GPU)
@@ -340,12 +340,7 @@ _TRITON = (
         tuple(bound * 1e3 for bound in FIRST_RESPONSE_SECONDS),
     ),
     *(
-        Metric(
-            f"nv_inference_{part}_summary_us",
-            "summary",
-            f"Microseconds that an answered request of the last minute spent {what}.",
-            _VERSION,
-        )
+        Metric(f"nv_inference_{part}_summary_us", "summary", f"Microseconds of the last minute's answered requests {what}.", _VERSION)
         for part, what in _PARTS.items()
     ),
 )

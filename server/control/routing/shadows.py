@@ -13,7 +13,7 @@ GAUGES: Mapping[str, Callable[[Shadow], float]] = MappingProxyType(
     {
         "tidegate_shadow_max_abs": lambda shadow: shadow.compared.max_abs,
         "tidegate_shadow_cosine": lambda shadow: shadow.compared.cosine_mean,
-        "tidegate_shadow_top1_disagreement_ratio": lambda shadow: shadow.compared.top1_disagreement or 0.0,
+        "tidegate_shadow_disagreement_ratio": lambda shadow: shadow.compared.top1_disagreement or 0.0,
     }
 )
 

@@ -24,7 +24,7 @@ from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.router.canary import Action, Standing, Verdict, judge
 from server.router.experiment import analyse
-from server.router.fleet import Fleet
+from server.router.live.fleet import Fleet
 from server.router.table import ServingTable
 from server.state.base import Event
 from server.state.events import Events

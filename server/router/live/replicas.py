@@ -8,7 +8,7 @@ from server.config import Settings
 from server.errors import Unavailable
 from server.logs import Journal
 from server.metrics.recorder import Recorder
-from server.router.fleet import Alone, Fleet
+from server.router.live.fleet import Alone, Fleet
 from server.state.base import Fence
 from server.state.changes import watch_of
 from server.state.events import Events

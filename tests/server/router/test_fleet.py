@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.errors import NotFound, Unavailable
 from server.router.evidence import MOST_BLOCKS, Arm, Evidence, Sums
-from server.router.fleet import Alone, as_counts, cell_of
+from server.router.live.fleet import Alone, as_counts, cell_of
 from server.state.base import Counts
 from server.state.events import Events
 from server.state.memory import MemoryState

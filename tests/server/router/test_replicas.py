@@ -15,7 +15,7 @@ from server.errors import NotFound, Unavailable
 from server.logs import Journal
 from server.metrics.recorder import Recorder
 from server.router.evidence import Arm, Evidence, Sums
-from server.router.fleet import Alone
+from server.router.live.fleet import Alone
 from server.router.live.replicas import Replicas, fleet_of
 from server.state.base import Event
 from server.state.changes import events_of

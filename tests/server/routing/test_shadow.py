@@ -18,8 +18,8 @@ from server.router.agreement import OFTENER, RARER, beyond, scatter
 from server.router.evidence import Sums
 from server.router.live.shadow import Shadow
 from tests.server.models import place, place_versions, slow_model
-from tests.server.routing.rollout import labels_model, place_pair
-from tests.server.routing.test_canary import QUICK, asking, over, served, until
+from tests.server.routing.rollout import asking, labels_model, place_pair, until
+from tests.server.routing.test_canary import QUICK, over, served
 from tests.server.running import infer_binary, infer_json, running, wire
 
 ROWS = np.ones((1, 16), np.float32)

@@ -15,14 +15,12 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.harness import Report, Target
+from benchmarks.precision_switch import switched
 from server.precision.drift import THRESHOLD, Cusum, rates
 
 PROVEN, TOLERATE = 0.01, 0.05
 RUNS, LONG_RUNS, LONG = 4000, 4000, 1_000_000
 NOT_YET = (
-    ("hot switch under load: failed requests", 0.0, True),
-    ("hot switch under load: wrong answers", 0.0, True),
-    ("hot switch under load: p99 over steady state", 1.5, True),
     ("ladder on an emulated T4: goodput at the top over always-INT8", 0.95, False),
     ("ladder on an emulated T4: share of FP32 answers at the bottom", 0.95, False),
     ("ladder on an emulated T4: steps each way", 2.0, True),
@@ -76,6 +74,7 @@ def main() -> None:
     """Measure, print, write precision.json."""
     report, console = Report("precision"), Console(width=150)
     drift(report)
+    switched(report)
     for name, must, at_most in NOT_YET:
         report.targets.append(Target(name, math.nan, must, at_most, "not measured: not built yet"))
     report.show(console)

@@ -6,7 +6,6 @@ sample to the next, which is the same process.
 
 from __future__ import annotations
 
-import math
 from random import Random
 from statistics import median
 from typing import Any
@@ -14,20 +13,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks import precision_ladder
+from benchmarks import precision_guard, precision_ladder
 from benchmarks.harness import Report, Target
+from benchmarks.precision_switch import switched
 from server.precision.drift import THRESHOLD, Cusum, rates
 
 PROVEN, TOLERATE = 0.01, 0.05
 RUNS, LONG_RUNS, LONG = 4000, 4000, 1_000_000
-NOT_YET = (
-    ("hot switch under load: failed requests", 0.0, True),
-    ("hot switch under load: wrong answers", 0.0, True),
-    ("hot switch under load: p99 over steady state", 1.5, True),
-    ("a perturbed INT8 variant falls back under load: failed requests", 0.0, True),
-    ("the guard's share of device time", 0.05, True),
-    ("the guard's cost in p50", 0.05, True),
-)
 """Name, bound, whether it's an upper one: these wait for the switch and the guard."""
 
 
@@ -74,9 +66,9 @@ def main() -> None:
     """Measure, print, write precision.json."""
     report, console = Report("precision"), Console(width=150)
     drift(report)
+    switched(report)
     precision_ladder.ladder(report)
-    for name, must, at_most in NOT_YET:
-        report.targets.append(Target(name, math.nan, must, at_most, "not measured: not built yet"))
+    precision_guard.guard(report)
     report.show(console)
     console.print(f"written to {report.write()}", soft_wrap=True)
 

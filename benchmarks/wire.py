@@ -6,9 +6,10 @@ Written for itself and not by the server's codecs, so that a benchmark doesn't c
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPResponse
 from typing import Any
 
@@ -73,6 +74,13 @@ def ask_at_once(address: str, requests: Sequence[bytes]) -> list[Answer]:
         for connection, request in zip(connections, requests, strict=True):
             connection.sendall(request)
         return [_receive(connection) for connection in connections]
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Callable[[bytes], Answer]]:
+    """A connection; what it gives asks one request over it."""
+    with _connect(address) as connection:
+        yield partial(_exchange, connection)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -171,14 +171,19 @@ class HttpListener:
         """Stop listening, let every connection finish what it has begun, and close it. False where `timeout` seconds weren't enough."""
         self._draining = True
         deadline = monotonic() + timeout
-        for connection in list(self._state.connections):
-            connection.shutdown()
+        self._shut_down()
         if self._server is not None:
             await self._take_in(self._server.sockets, timeout)
             self._server.close()
+        self._shut_down()  # those too whose protocol was made before the drain began, and who are known only since
         while self._state.connections and monotonic() < deadline:
             await asyncio.sleep(DRAIN_POLL)
         return not self._state.connections
+
+    def _shut_down(self) -> None:
+        """Have every connection that is known finish what it has begun."""
+        for connection in list(self._state.connections):
+            connection.shutdown()
 
     async def _take_in(self, listeners: Sequence[socket.socket], timeout: float) -> None:
         """Let nobody else connect, and accept all who have."""

@@ -37,7 +37,7 @@ from server.tensors import Tensor, TensorSpec
 MODEL = MODELS[0]
 LAW = "MMPP"
 LOAD = 0.7  # of μ*: for a quarter of the time three times as much comes
-SECONDS = 40
+SECONDS = 20
 LOOKS = 4  # a second, as the server
 BASELINE, CANARY = "1", "2"
 GUARDS = (Guard("errors", 0.01), Guard("latency", 0.1), Guard("slow", 0.05))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import timeit
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ CALLS, REPEATS = 50_000, 9
 RUNS, SLOW_RUNS = 2000, 500
 BURST_RUNS, BURST, BURST_SECONDS = 400, 16, 60
 GUARDS = 3
+AA_SHARES, AA_RUNS = (1.0, 5.0, 25.0, 50.0), 60
 LOOKED_AT = ("errors", "latency", "slow", "outcome", "rating")
 ERRORS, LATENCY = Event((0.01, 0.03), 0.01), Latency(1.2, 0.1)
 EQUAL = (Event((0.01, 0.01), 0.01), Latency(1.0, 0.1), Event((0.10, 0.10), 0.03, lower=True))
@@ -133,6 +136,19 @@ def _burst(plan: Plan, seed: int) -> bool:
     return False
 
 
+def through_the_engine() -> Iterator[Target]:
+    """A canary that is its baseline, on one emulated T4 under bursts, at each share: a process each, where time is virtual."""
+    runs = [
+        (share, subprocess.Popen([sys.executable, "-m", "benchmarks.same_arms", f"{share:g}", str(AA_RUNS), "0"], stdout=subprocess.PIPE))
+        for share in AA_SHARES
+    ]
+    for share, process in runs:
+        output, _ = process.communicate()
+        rolled = int(output) / AA_RUNS if process.returncode == 0 else math.nan
+        note = f"{AA_RUNS} runs, seeds 0 to {AA_RUNS - 1}, the real engine, tally and judge, 0.7 of capacity in bursts"
+        yield Target(f"A/A through the engine, {share:g} %: rolled back", rolled, within(AA_RUNS), at_most=True, note=note)
+
+
 def outright() -> Iterator[Target]:
     """A canary that fails every request, at 20 requests/s: after how many it's gone, and when."""
     plan, evidence, now = Plan("m", (Guard("errors", 0.01),), (50, 100)), Evidence(), 0.0
@@ -160,6 +176,7 @@ def main() -> None:
     for rate in track(EQUAL_SEEDS, "equal canaries", console=console, transient=True):
         report.targets += equal(rate, same)
     report.targets.append(bursts())
+    report.targets += through_the_engine()
     console.print(worse, same)
     report.show(console)
     console.print(f"written to {report.write()}")

@@ -1,4 +1,4 @@
-"""The metric families that rules may name: the server's catalogue, and those that this server version doesn't export (yet).
+"""The metric families that rules may name: the server's catalogue, the machine's, and what others export.
 
 A rule on a family that nobody exports is no error: it has no data, `tidegate monitor check` says so, and it works once there is some.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from server.metrics import catalogue
-from server.metrics.catalogue import CATALOGUE, MODEL_LABELS, Metric
+from server.metrics.catalogue import CATALOGUE, Metric
 
-_LATER = (Metric("tidegate_drift_statistic", "gauge", "The drift guard's statistic; it falls back at its bound.", MODEL_LABELS),)
 _HOST = (
     Metric("tidegate_host_cpu_utilization_ratio", "gauge", "Share of the machine's CPU time in use."),
     Metric("tidegate_host_memory_utilization_ratio", "gauge", "Share of the machine's memory in use."),
@@ -30,7 +29,7 @@ _DCGM = (
     Metric("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", "counter", "Double-bit memory errors.", _DCGM_LABELS),
 )
 
-FAMILIES: Mapping[str, Metric] = {metric.name: metric for metric in (*_LATER, *_HOST, *_SCRAPE, *_DCGM)} | dict(CATALOGUE)
+FAMILIES: Mapping[str, Metric] = {metric.name: metric for metric in (*_HOST, *_SCRAPE, *_DCGM)} | dict(CATALOGUE)
 """Every family that a named metric uses; where the server's catalogue has it too, that is what counts."""
 
 EXPORTED: frozenset[str] = frozenset({*CATALOGUE, *(metric.name for metric in (*_HOST, *_SCRAPE))})

@@ -71,7 +71,7 @@ def _read(path: Path) -> tuple[RulesFile, list[Rule], list[str]]:
         _collect(rules, findings, objective_rules(objective, ("objectives", index)), document)
     if findings:
         raise complain(document, findings)
-    return file, rules, list(_notes(rules))
+    return file, rules, list(notes_on(rules))
 
 
 def _collect(rules: list[Rule], findings: list[Finding], found: Iterable[Rule | Finding], document: Document) -> None:
@@ -84,7 +84,7 @@ def _collect(rules: list[Rule], findings: list[Finding], found: Iterable[Rule | 
             rules.append(replace(item, where=where.replace(str(PACK), PACK.name)))
 
 
-def _notes(rules: Iterable[Rule]) -> Iterator[str]:
+def notes_on(rules: Iterable[Rule]) -> Iterator[str]:
     """What has no data as things are, which isn't wrong."""
     said = set()
     for rule in rules:

@@ -69,6 +69,8 @@ class HttpServer:
 
     async def drain(self, timeout: float) -> bool:
         """Stop listening, let every connection finish what it has begun, and close it. False where `timeout` seconds weren't enough."""
+        for listener in self._listeners:
+            listener.begin_drain()
         return all(await asyncio.gather(*(listener.drain(timeout) for listener in self._listeners)))
 
     def look_for(self, headers: Mapping[str, str]) -> None:
@@ -167,23 +169,22 @@ class HttpListener:
             connection.tick(now)  # type: ignore[union-attr]
         self._sweeper = self._edge.loop.call_later(self._sweep_every, self._sweep)
 
-    async def drain(self, timeout: float) -> bool:
-        """Stop listening, let every connection finish what it has begun, and close it. False where `timeout` seconds weren't enough."""
+    def begin_drain(self) -> None:
+        """Have every connection finish what it has begun, and those that come answer one request: from this very turn of the loop on."""
         self._draining = True
+        for connection in list(self._state.connections):
+            connection.shutdown()
+
+    async def drain(self, timeout: float) -> bool:
+        """Stop listening and wait for every connection to end. False where `timeout` seconds weren't enough. After `begin_drain`."""
         deadline = monotonic() + timeout
-        self._shut_down()
         if self._server is not None:
             await self._take_in(self._server.sockets, timeout)
             self._server.close()
-        self._shut_down()  # those too whose protocol was made before the drain began, and who are known only since
+        self.begin_drain()  # those too whose protocol was made before, and who are known only since
         while self._state.connections and monotonic() < deadline:
             await asyncio.sleep(DRAIN_POLL)
         return not self._state.connections
-
-    def _shut_down(self) -> None:
-        """Have every connection that is known finish what it has begun."""
-        for connection in list(self._state.connections):
-            connection.shutdown()
 
     async def _take_in(self, listeners: Sequence[socket.socket], timeout: float) -> None:
         """Let nobody else connect, and accept all who have."""

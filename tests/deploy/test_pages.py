@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 import yaml
@@ -58,12 +59,21 @@ def test_the_canary_of_the_walk_runs(tmp_path: Path) -> None:
     admin = {"port": 0, "token_file": tmp_path / "tokens"}
     with in_thread(tmp_path / "models", admin=admin, state=tmp_path / "state.db") as app:
         place(tmp_path / "models", "ranker", version="2")
-        said = [ran(command.replace("127.0.0.1:8003", app.addresses.admin)) for command in commands]
+        said = [told(command.replace("127.0.0.1:8003", app.addresses.admin)) for command in commands]
     _, started, status, aborted, cleared = said
     assert "of ranker: version 2 against version 1\nrunning: 1 % of the requests, step 1 of 5" in started
     assert "hold: few samples" in status
     assert "\naborted after" in aborted
     assert "by the version policy" in cleared
+
+
+def told(command: str) -> str:
+    """What a command printed; of a canary's status, once the server has looked at it for the first time."""
+    end = monotonic() + 20
+    while "canary status" in command and "hold:" not in ran(command):
+        assert monotonic() < end
+        sleep(0.05)
+    return ran(command)
 
 
 def ran(command: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from monitor.alerts import Level
 from monitor.metrics.families import FAMILIES
 from monitor.metrics.named import NAMED
 from monitor.metrics.query import promql, selects
-from monitor.rules.build import PACK, read_rules
+from monitor.rules.build import PACK, notes_on, read_rules
 from tests.monitor.files import ALONE, EXAMPLE, rule, rules, wrong
 
 
@@ -162,8 +163,11 @@ def test_a_series_by_its_own_name(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_nobody_exports_is_a_note_and_no_error(tmp_path: Path) -> None:
-    (note,) = rules(tmp_path, ALONE + "metrics:\n  - {name: drift}\n").notes
-    assert "not exported by this server version: tidegate_drift_statistic" in note
+    made = rules(tmp_path, ALONE + "metrics:\n  - {name: drift}\n")
+    assert made.notes == ()
+    (drift,) = made.rules
+    (note,) = notes_on([replace(drift, families=("tidegate_gone",))] * 2)  # as a rule of another version's metric would be
+    assert "drift: not exported by this server version: tidegate_gone" in note
 
 
 def test_the_packs_places_name_no_folder(tmp_path: Path) -> None:

@@ -7,23 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks import wire
-from benchmarks.emulated_t4 import DISTINCT, FEATURES, YAML
-from benchmarks.harness import (
-    BenchError,
-    Load,
-    Measured,
-    Report,
-    Target,
-    as_details,
-    exact_shots,
-    interleave,
-    run_load,
-    spread,
-    write_shots,
-)
+from benchmarks.emulated_t4 import FEATURES, YAML, emulated_shots
+from benchmarks.harness import Load, Measured, Report, Target, as_details, interleave, run_load, spread
 
 MODEL, MAX_ROWS = "resnet50", 64
 FP16, INT8, ONE_ROW = "resnet50_fp16", "resnet50_int8", "resnet50_fp16_one_row"
@@ -50,8 +35,8 @@ def rates_repository(folder: Path) -> Path:
 
 def at_rates(report: Report, address: str) -> None:
     """Four targets."""
-    fp16, one_row = _shots(address, FP16, 1), _shots(address, ONE_ROW, 1)
-    int8 = _shots(address, INT8, INT8_ROWS)
+    fp16, one_row = emulated_shots(address, FP16), emulated_shots(address, ONE_ROW)
+    int8 = emulated_shots(address, INT8, INT8_ROWS)
     seeds = iter(range(1, 100))
     measures: dict[str, Callable[[], Measured]] = {
         "fp16, open loop": lambda: run_load(fp16, address, Load(CONNECTIONS, SECONDS, WARMUP, OPEN_MUST * OVER, next(seeds))),
@@ -79,15 +64,3 @@ def _by_rate(report: Report, name: str, found: list[Measured], limit_ms: float, 
     held = rate if statistics.median(p99) <= limit_ms else 0.0
     note = f"p99 {spread(p99)} ms at {rate:,.0f} rows/s, {rows} a request"
     report.targets.append(Target(f"emulated T4, {MODEL} {name}", held, must, note=note))
-
-
-def _shots(address: str, model: str, rows: int) -> Path:
-    """Requests, each checked once against what the emulated backend must answer; the load generator holds all to that."""
-    rng = np.random.default_rng(7)
-    arrays = [rng.integers(-100, 100, (rows, FEATURES)).astype(np.float32) for _ in range(DISTINCT)]
-    requests = [wire.binary_request(address, model, {"x": array}) for array in arrays]
-    answers = wire.ask_one_by_one(address, requests)
-    for array, answer in zip(arrays, answers, strict=True):
-        if not np.array_equal(answer.array("y"), array.sum(axis=1, keepdims=True) + np.arange(4)):
-            raise BenchError(f"{model} answered {answer.array('y')} to {array}")
-    return write_shots(f"rates-{model}", exact_shots(requests, answers))

@@ -74,7 +74,7 @@ def under_load(report: Report, ours: str) -> None:
     """Open-loop Poisson arrivals below and above capacity, as three targets."""
     curve = read_table(BUILT_IN["t4"]).curve(MODEL, PRECISION)
     best = capacity(curve, DEADLINE, MAX_ROWS)
-    shots = {model: _shots(ours, model) for model in (MODEL, ONE_ROW)}
+    shots = {model: emulated_shots(ours, model) for model in (MODEL, ONE_ROW)}
 
     def load(model: str, share: float) -> Measured:
         seeds[model, share] = seeds.get((model, share), 0) + 1
@@ -111,13 +111,13 @@ def _judge(report: Report, found: dict[str, list[Measured]], best: Capacity, cur
     report.targets.append(Target(f"{what}: goodput / that of one row a run", gain, 3.2, note=note))
 
 
-def _shots(address: str, model: str) -> Path:
-    """Requests of one row, each checked once against what the emulated backend must answer; the load generator holds all to that."""
+def emulated_shots(address: str, model: str, rows: int = 1) -> Path:
+    """Requests, each checked once against what the emulated backend must answer; the load generator holds all to that."""
     rng = np.random.default_rng(7)
-    rows = [rng.integers(-100, 100, (1, FEATURES)).astype(np.float32) for _ in range(DISTINCT)]
-    requests = [wire.binary_request(address, model, {"x": row}) for row in rows]
+    arrays = [rng.integers(-100, 100, (rows, FEATURES)).astype(np.float32) for _ in range(DISTINCT)]
+    requests = [wire.binary_request(address, model, {"x": array}) for array in arrays]
     answers = wire.ask_one_by_one(address, requests)
-    for row, answer in zip(rows, answers, strict=True):
-        if not np.array_equal(answer.array("y")[0], row.sum() + np.arange(4)):
-            raise BenchError(f"{model} answered {answer.array('y')} to {row}")
+    for array, answer in zip(arrays, answers, strict=True):
+        if not np.array_equal(answer.array("y"), array.sum(axis=1, keepdims=True) + np.arange(4)):
+            raise BenchError(f"{model} answered {answer.array('y')} to {array}")
     return write_shots(f"emulated-{model}", exact_shots(requests, answers))

@@ -39,7 +39,7 @@ def measure(report: Report, console: Console, peers: Sequence[str], workloads: S
             with step(console, f"{name}, round {number + 1} of {rounds}"):
                 measure_round(cells, WORKLOADS[name], ready, files[name], reverse=number % 2 == 1)
     report.details |= cells.as_details()
-    judge(report, cells, workloads)
+    judge(report, cells)
     show(console, cells, workloads)
 
 

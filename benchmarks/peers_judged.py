@@ -14,7 +14,7 @@ from benchmarks.peers_measured import CONNECTIONS, OURS, SHARES, Cell, Cells
 MANY, MOST = CONNECTIONS[-1], SHARES[-1]
 
 
-def judge(report: Report, cells: Cells, workloads: Sequence[str]) -> None:
+def judge(report: Report, cells: Cells) -> None:
     """Each target, met or not; what couldn't be measured is not met."""
     ours = OURS.name
     for name, over_mosec in (("identity", 1.3), ("mlp", 1.5)):

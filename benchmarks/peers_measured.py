@@ -61,7 +61,6 @@ class Cells:
 
     def __init__(self) -> None:
         self.all: dict[Key, Cell] = {}
-        self.same_rate: dict[str, dict[str, list[Measured]]] = {}
 
     def cell(self, peer: Peer, workload: Workload, form: str, setting: Setting) -> Cell:
         return self.all.setdefault((peer.name, workload.name, form, str(setting)), Cell())

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from loadtests.asking import ModelFacts, Question
 from loadtests.samples import Outcome, RunFacts
 
+MOST_WHY = 160  # characters of a refusal that are kept
+
 Prepared: TypeAlias = Any
 """A request as a client sends it; only the client that made it looks into it."""
 

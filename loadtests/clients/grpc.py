@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from loadtests.asking import ModelFacts, Question, facts_of
-from loadtests.clients.base import Answer
+from loadtests.clients.base import MOST_WHY, Answer
 from loadtests.clients.encoding import METHODS, GrpcPrepared, as_metadata, explained_by, grpc_prepared
 from loadtests.samples import Outcome
 from loadtests.scenario import Target
@@ -18,7 +18,6 @@ from server.errors import ConfigError
 from server.protocol.proto.messages import INFERENCE, Message
 
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-MOST_WHY = 160
 
 
 class GrpcClient:

@@ -10,14 +10,12 @@ import aiohttp
 import orjson
 
 from loadtests.asking import ModelFacts, Question, facts_of
-from loadtests.clients.base import Answer, run_facts
+from loadtests.clients.base import MOST_WHY, Answer, run_facts
 from loadtests.clients.encoding import HEAD_LENGTH, HttpPrepared, http_prepared
 from loadtests.samples import Outcome
 from loadtests.scenario import Target
 from server.errors import ConfigError, InvalidRequest
 from server.protocol.client_codec import decode_response
-
-MOST_WHY = 160  # characters of a refusal that are kept
 
 
 class HttpClient:

@@ -100,7 +100,7 @@ def test_targets_are_ratios_and_what_is_missing_is_not_met() -> None:
         for share in SHARES:
             cell.opened[share].append(measured(rate * share))
     report = Report("peers")
-    judge(report, cells, list(WORKLOADS))
+    judge(report, cells)
     found = {target.name: target for target in report.targets}
     ratio = found["identity: V2 binary at 32 connections / Triton's"]
     assert (ratio.value, ratio.met) == (3.0, True)

@@ -1,4 +1,4 @@
-"""How `tidegate canary` and `tidegate experiment` ask a server and print what it says of a trial."""
+"""How `tidegate canary`, `tidegate experiment` and `tidegate weights` ask a server, and how what it says of a trial is printed."""
 
 from __future__ import annotations
 

@@ -11,18 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.commands.asking import asking, read_token
+from server.commands.routing.printing import LOCAL, Json, Model, TokenFile, Url, ask
 from server.errors import TidegateError
 
-LOAD_TIMEOUT = 600.0  # seconds: versions that aren't loaded are, first
-
 app = typer.Typer(help="Show and set how a model's requests are shared out among its versions.", add_completion=False, no_args_is_help=True)
-
-Model = Annotated[str, typer.Argument(help="The model's name.")]
-Url = Annotated[str, typer.Option(help="The server's HTTP address.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File with a bearer token of class control; else TIDEGATE_TOKEN, if set.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as it is.")]
-LOCAL = "http://127.0.0.1:8000"
 
 
 @app.callback()
@@ -65,9 +57,7 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _ask(method: str, model: str, url: str, token_file: Path | None, json: bool, wish: dict[str, Any] | None = None) -> None:
-    target = f"/admin/models/{quote(model, safe='')}/weights"
-    with asking(url, method, target, read_token(token_file), wish=wish, timeout=LOAD_TIMEOUT) as response:
-        body = response.read()
+    body = ask(method, f"/admin/models/{quote(model, safe='')}/weights", url, token_file, wish)
     if json:
         typer.echo(body.decode())
     else:
